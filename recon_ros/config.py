@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One tree of frozen dataclasses; YAML, ROS parameters, CLI options and the README table all derive from it.
+
+Every option carries its help, unit and limits as field metadata, so nothing is declared twice. `Config` is what
+the core needs; `NodeConfig` is what only the ROS node needs. Flat names join groups with dots
+(``memory.max_keyframes``) and are the same in YAML, in ROS and on the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from recon_ros.errors import ConfigError
+
+C = TypeVar("C")
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    range: tuple[float, float] | None = None,
+    choices: tuple[str, ...] | None = None,
+    dynamic: bool = False,
+    unit: str = "",
+) -> Any:
+    """A dataclass field with the metadata everything else is derived from.
+
+    `range` is inclusive; `dynamic` means that a running node accepts a new value.
+    """
+    return field(
+        default=default,
+        metadata={"help": help, "range": range, "choices": choices, "dynamic": dynamic, "unit": unit},
+    )
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """How a frame is prepared."""
+
+    max_size: int = option(
+        640, "Longer side the image is reduced to before processing; never enlarged", range=(64, 4096), unit="px"
+    )
+    depth_scale: float = option(
+        0.001, "Metres per unit of 16-bit depth images; 32-bit float depth is metres already", range=(1e-6, 1.0)
+    )
+    min_depth: float = option(0.1, "Sensor depth below this is dropped", range=(0.0, 100.0), unit="m")
+    max_depth: float = option(8.0, "Sensor depth above this is dropped", range=(0.1, 1000.0), unit="m")
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """How a pose is found for a frame."""
+
+    features: int = option(1200, "Features detected in an image, spread over a grid", range=(100, 10000))
+    references: int = option(
+        3, "Keyframes a frame is registered against: the most covisible ones", range=(1, 16), dynamic=True
+    )
+    min_inliers: int = option(
+        20, "Fewer supporting correspondences than this and the frame is not tracked", range=(6, 1000), dynamic=True
+    )
+    reprojection_threshold: float = option(
+        3.0, "RANSAC inlier threshold", range=(0.5, 20.0), unit="px", dynamic=True
+    )
+    depth_sigma: float = option(
+        0.01, "Relative standard deviation of depth in the pose refinement", range=(0.001, 1.0), dynamic=True
+    )
+    surface_sigma: float = option(
+        0.008,
+        "Standard deviation of the distance of two samples of one depth surface, for registration; 0 turns it off",
+        range=(0.0, 1.0),
+        unit="m",
+        dynamic=True,
+    )
+    lost_after: int = option(
+        5, "Frames in a row without a pose before the state is LOST", range=(1, 1000), dynamic=True
+    )
+    relocalization_candidates: int = option(
+        6, "Stored keyframes tried per frame while there is no pose", range=(1, 100), dynamic=True
+    )
+    seed: int = option(0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """What is remembered."""
+
+    max_keyframes: int = option(500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000))
+    min_overlap: float = option(
+        0.55,
+        "A new keyframe is made when the best keyframe sees less than this share of the current points",
+        range=(0.05, 0.95),
+        dynamic=True,
+    )
+    min_translation: float = option(
+        0.08,
+        "Motion gate: no keyframe below this translation (relative to the median depth) and min_rotation",
+        range=(0.0, 10.0),
+        dynamic=True,
+    )
+    min_rotation: float = option(0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True)
+    points_stride: int = option(2, "Stride in pixels of the pointmaps stored with keyframes", range=(1, 16))
+    max_poses: int = option(
+        200000, "Poses of the trajectory kept; beyond it the older half is thinned", range=(100, 10000000)
+    )
+
+
+@dataclass(frozen=True)
+class MapConfig:
+    """How the world cloud is derived from the keyframes."""
+
+    voxel_size: float = option(0.03, "Edge of a map voxel", range=(0.001, 10.0), unit="m")
+    max_points: int = option(
+        600000, "Points of the map cloud at most (16 bytes each in a message)", range=(1000, 20000000), dynamic=True
+    )
+    min_confidence: float = option(
+        0.1, "Points below this confidence, relative to the maximum, stay out", range=(0.0, 1.0), dynamic=True
+    )
+    min_observations: int = option(
+        1, "Points that must fall into a voxel before it is shown", range=(1, 1000), dynamic=True
+    )
+    directory: str = option("~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True)
+    path: str = option("", "Map folder ~/save_map writes to", dynamic=True)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything the core needs to know."""
+
+    source: str = option("depth", "Where pointmaps come from: the aligned depth stream", choices=("depth",))
+    input: InputConfig = field(default_factory=InputConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    map: MapConfig = field(default_factory=MapConfig)
+
+
+@dataclass(frozen=True)
+class NodeConfig:
+    """Everything only the ROS node needs to know."""
+
+    autostart: bool = option(True, "Configure and activate without a lifecycle manager")
+    map_frame: str = option("map", "Frame the map and ~/pose are in")
+    odom_frame: str = option("odom", "Frame ~/odometry is in")
+    base_frame: str = option(
+        "base_link", "Frame of the robot; set it to the image's own frame_id when there is no robot"
+    )
+    camera_frame: str = option("", "Optical frame; empty takes the image's frame_id")
+    publish_tf: bool = option(True, "Broadcast TF")
+    publish_camera_tf: bool = option(
+        False, "Also broadcast base_frame → camera (static) from base_to_camera; for robots without a URDF"
+    )
+    odom_source: str = option(
+        "none",
+        "Where odometry comes from: the node itself (none), the odom topic, or TF odom → base",
+        choices=("none", "topic", "tf"),
+    )
+    base_to_camera: str = option(
+        "",
+        "Pose of the optical frame in base_frame as 'x y z qx qy qz qw' (metres), used where TF has none; 'optical' "
+        "is a camera at the base looking along +x",
+    )
+    transform_tolerance: float = option(
+        0.1, "How far map → odom is dated into the future", range=(0.0, 10.0), unit="s", dynamic=True
+    )
+    image_transport: str = option("raw", "Transport of the image", choices=("raw", "compressed"))
+    depth_transport: str = option("raw", "Transport of the depth image", choices=("raw", "compressed"))
+    use_depth: bool = option(True, "Subscribe to depth")
+    sync_tolerance: float = option(
+        0.02, "Largest stamp difference of an image and its depth", range=(0.0, 1.0), unit="s"
+    )
+    queue: str = option(
+        "newest",
+        "What happens to frames that come faster than they are processed: keep the newest and count the rest, or "
+        "keep all (offline replay only)",
+        choices=("newest", "all"),
+    )
+    points_frame: str = option("camera", "Frame of ~/points", choices=("camera", "map"))
+    points_stride: int = option(2, "Stride in pixels of ~/points", range=(1, 64), dynamic=True)
+    map_publish_period: float = option(2.0, "Period of ~/map", range=(0.1, 3600.0), unit="s")
+    path_period: float = option(0.5, "Period of ~/path", range=(0.02, 3600.0), unit="s")
+    path_max_size: int = option(10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000))
+    watchdog_period: float = option(
+        5.0, "Silence on an input after which the node says so", range=(0.5, 3600.0), unit="s"
+    )
+    camera_info_timeout: float = option(
+        2.0, "How long images are held back waiting for camera_info before the node says so", range=(0.1, 600.0), unit="s"
+    )
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, dataclasses.Field[Any]]]:
+    """Each option of a config instance as (flat name, value, field), depth first in order of declaration."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name, value, f
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """Flat name → value of every option."""
+    return {name: value for name, value, _ in leaves(config)}
+
+
+def updated(config: C, flat: Mapping[str, Any]) -> C:
+    """`config` with some options replaced by flat name; values are checked and converted.
+
+    Raises:
+        ConfigError: for an unknown name (with the nearest known one), a wrong type, a value out of range or
+            outside the choices.
+    """
+    known = {name: f for name, _, f in leaves(config)}
+    for name in flat:
+        if name not in known:
+            raise ConfigError(f"unknown option '{name}'{_suggestion(name, known)}")
+    return _rebuilt(config, flat, "")
+
+
+def _rebuilt(config: Any, flat: Mapping[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(type(config))
+    changes = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        name = prefix + f.name
+        if dataclasses.is_dataclass(value):
+            changes[f.name] = _rebuilt(value, flat, name + ".")
+        elif name in flat:
+            changes[f.name] = _checked(name, flat[name], hints[f.name], f.metadata)
+    return dataclasses.replace(config, **changes)
+
+
+def _checked(name: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> Any:
+    """`value` as `kind`, or a ConfigError that names it. Text from a command line is parsed as YAML."""
+    original = value
+    if isinstance(value, str) and kind is not str:
+        try:
+            value = yaml.safe_load(value)
+        except yaml.YAMLError:
+            value = original
+        if isinstance(value, str) and kind is float:
+            try:  # YAML reads '1e-3' as text
+                value = float(value)
+            except ValueError:
+                pass
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise ConfigError(f"option '{name}' is {original!r}; it must be of type {kind.__name__}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(f"option '{name}' is {original!r}; it must be finite")
+    limits, choices = metadata.get("range"), metadata.get("choices")
+    if limits is not None and not limits[0] <= value <= limits[1]:
+        raise ConfigError(f"option '{name}' is {value}; it must be between {limits[0]} and {limits[1]}")
+    if choices is not None and value not in choices:
+        raise ConfigError(f"option '{name}' is '{value}'; it must be one of {', '.join(choices)}")
+    return value
+
+
+def _suggestion(name: str, known: Mapping[str, Any]) -> str:
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean '{near[0]}'?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def nested(config: Any) -> dict[str, Any]:
+    """The config as nested plain dictionaries, ready for YAML."""
+    return dataclasses.asdict(config)
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Flat options from a YAML file: nested groups, dotted names, or a ROS parameter file (``/**:``).
+
+    Raises:
+        ConfigError: when the file cannot be read or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from error
+    if not isinstance(data or {}, dict):
+        raise ConfigError(f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}")
+    flat: dict[str, Any] = {}
+    for key, value in (data or {}).items():
+        if isinstance(value, dict) and "ros__parameters" in value:
+            _flatten_into(flat, value["ros__parameters"] or {}, "")
+        else:
+            _flatten_into(flat, {key: value}, "")
+    return flat
+
+
+def _flatten_into(flat: dict[str, Any], data: Mapping[str, Any], prefix: str) -> None:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            _flatten_into(flat, value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+
+
+def config_hash(config: Any) -> str:
+    """Twelve hex digits that identify the configuration."""
+    return hashlib.sha256(json.dumps(nested(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def markdown_table(config: Any) -> str:
+    """The README's parameter table of a config instance."""
+    lines = ["| parameter | default | range | dynamic | what it does |", "|---|---|---|---|---|"]
+    for name, value, f in leaves(config):
+        limits, choices, unit = f.metadata["range"], f.metadata["choices"], f.metadata["unit"]
+        allowed = " … ".join(f"{x:g}" for x in limits) if limits else ", ".join(choices or ())
+        shown = f"`{json.dumps(value)}`" + (f" {unit}" if unit else "")
+        lines.append(
+            f"| `{name}` | {shown} | {allowed} | {'yes' if f.metadata['dynamic'] else ''} | {f.metadata['help']} |"
+        )
+    return "\n".join(lines) + "\n"

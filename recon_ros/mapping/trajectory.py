@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The path travelled, bounded, and anchored to keyframes so that it moves with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon_ros.frame import Keyframe, Trajectory
+from recon_ros.geometry import se3
+
+
+class TrajectoryLog:
+    """Each tracked frame's pose relative to its reference keyframe, and as it was known when published.
+
+    Beyond `max_poses` every second pose of the older half is dropped: the path stays whole, only coarser where
+    it is old.
+    """
+
+    def __init__(self, max_poses: int) -> None:
+        self._max = max_poses
+        self._capacity = 1024
+        self._length = 0
+        self._stamps = np.zeros(self._capacity, np.int64)
+        self._references = np.zeros(self._capacity, np.int64)
+        self._relative = np.zeros((self._capacity, 4, 4))
+        self._live = np.zeros((self._capacity, 4, 4))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(
+        self,
+        stamp_ns: int,
+        reference_id: int,
+        T_reference_camera: NDArray[np.float64],
+        T_world_camera: NDArray[np.float64],
+    ) -> None:
+        """Log one tracked frame."""
+        if self._length == self._max:
+            self._thin()
+        if self._length == self._capacity:
+            self._grow()
+        i = self._length
+        self._stamps[i], self._references[i] = stamp_ns, reference_id
+        self._relative[i], self._live[i] = T_reference_camera, T_world_camera
+        self._length += 1
+
+    def re_anchor(self, gone: Keyframe, successor: Keyframe) -> None:
+        """Hang the poses that refer to a keyframe about to go onto another, without moving them."""
+        affected = np.flatnonzero(self._references[: self._length] == gone.id)
+        T_successor_gone = se3.inverse(successor.T_world_camera) @ gone.T_world_camera
+        self._relative[affected] = T_successor_gone @ self._relative[affected]
+        self._references[affected] = successor.id
+
+    def corrected(self, keyframes: Mapping[int, Keyframe]) -> Trajectory:
+        """The path after all corrections: each pose through its keyframe's present one."""
+        n = self._length
+        if n == 0:
+            return Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
+        T_world_reference = np.stack([keyframes[int(i)].T_world_camera for i in self._references[:n]])
+        return Trajectory(self._stamps[:n].copy(), T_world_reference @ self._relative[:n])
+
+    def live(self) -> Trajectory:
+        """The path as it was published."""
+        return Trajectory(self._stamps[: self._length].copy(), self._live[: self._length].copy())
+
+    def _arrays(self) -> tuple[str, ...]:
+        return ("_stamps", "_references", "_relative", "_live")
+
+    def _grow(self) -> None:
+        self._capacity = min(2 * self._capacity, max(self._max, self._capacity + 1))
+        for name in self._arrays():
+            old = getattr(self, name)
+            new = np.zeros((self._capacity, *old.shape[1:]), old.dtype)
+            new[: self._length] = old[: self._length]
+            setattr(self, name, new)
+
+    def _thin(self) -> None:
+        half = self._length // 2
+        kept = np.r_[np.arange(0, half, 2), np.arange(half, self._length)]
+        for name in self._arrays():
+            array = getattr(self, name)
+            array[: len(kept)] = array[kept]
+        self._length = len(kept)

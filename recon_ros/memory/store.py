@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bounded store of keyframes: covisibility look-ups, and the policy of what goes when it is full."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from recon_ros.frame import Keyframe
+from recon_ros.geometry import pointmap, se3
+from recon_ros.geometry.surface import Surface
+
+SURFACES = 24
+"""Surfaces kept ready for registration; they can always be made again from a keyframe's points."""
+SURFACE_POINTS = 12_000
+MAX_DEPTH_RATIO = 1.6
+
+
+class KeyframeStore:
+    """Keyframes by id, at most `max_keyframes`.
+
+    When the store is full the most redundant keyframe goes: of the two whose views are closest to each other, the
+    one that is closer to its next neighbour. What it saw is what its neighbours saw, so that the map loses least.
+    """
+
+    def __init__(self, max_keyframes: int) -> None:
+        self._max = max_keyframes
+        self._by_id: dict[int, Keyframe] = {}
+        self._next_id = 0
+        self._surfaces: OrderedDict[int, Surface | None] = OrderedDict()
+        self._stacked: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __contains__(self, keyframe_id: object) -> bool:
+        return keyframe_id in self._by_id
+
+    def __getitem__(self, keyframe_id: int) -> Keyframe:
+        return self._by_id[keyframe_id]
+
+    @property
+    def keyframes(self) -> tuple[Keyframe, ...]:
+        """All keyframes, ordered by id."""
+        return tuple(self._by_id.values())
+
+    @property
+    def next_id(self) -> int:
+        """The id the next keyframe is to carry."""
+        return self._next_id
+
+    def add(self, keyframe: Keyframe) -> None:
+        """Store a keyframe under its id, which must be `next_id`."""
+        assert keyframe.id == self._next_id, f"keyframe {keyframe.id} added where {self._next_id} was due"
+        self._by_id[keyframe.id] = keyframe
+        self._next_id += 1
+        self._stacked = None
+
+    def surplus(self) -> Keyframe | None:
+        """The keyframe to evict, or None while the bound holds. The two newest stay: they are being tracked."""
+        if len(self._by_id) <= self._max:
+            return None
+        keyframes = self.keyframes
+        distance = _view_distances(keyframes)
+        np.fill_diagonal(distance, np.inf)
+        distance[-2:, :] = np.inf
+        a, b = np.unravel_index(np.argmin(distance), distance.shape)
+        candidates = [int(i) for i in (a, b) if i < len(keyframes) - 2]
+        return keyframes[min(candidates, key=lambda i: np.partition(distance[i], 1)[1])]
+
+    def remove(self, keyframe_id: int) -> None:
+        """Forget a keyframe."""
+        del self._by_id[keyframe_id]
+        self._surfaces.pop(keyframe_id, None)
+        self._stacked = None
+
+    def surface(self, keyframe_id: int) -> Surface | None:
+        """The keyframe's surface for registration, in its own frame; None when it has too few points."""
+        if keyframe_id not in self._surfaces:
+            self._surfaces[keyframe_id] = _surface(self._by_id[keyframe_id])
+            while len(self._surfaces) > SURFACES:
+                self._surfaces.popitem(last=False)
+        self._surfaces.move_to_end(keyframe_id)
+        return self._surfaces[keyframe_id]
+
+    def overlaps(
+        self, points: NDArray[Any], T_world_camera: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Share of a camera's points each keyframe sees at a similar size (see `frustum.overlap`), all at once.
+
+        Args:
+            points: (N, 3) points of the camera frame.
+            T_world_camera: (4, 4) pose of the camera.
+
+        Returns:
+            (K,) keyframe ids and (K,) shares, in the order of ids.
+        """
+        if not self._by_id or len(points) == 0:
+            return np.zeros(0, np.int64), np.zeros(0)
+        ids, T_keyframe_world, lens = self._stack()
+        T = T_keyframe_world @ T_world_camera
+        moved = points @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3]
+        z = moved[..., 2]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            u = lens[:, None, 0] * moved[..., 0] / z + lens[:, None, 2]
+            v = lens[:, None, 1] * moved[..., 1] / z + lens[:, None, 3]
+            ratio = z / points[None, :, 2]
+        seen = (z > 0) & (u >= -0.5) & (v >= -0.5) & (u <= lens[:, None, 4]) & (v <= lens[:, None, 5])
+        seen &= (ratio < MAX_DEPTH_RATIO) & (ratio > 1 / MAX_DEPTH_RATIO)
+        return ids, seen.mean(axis=1)
+
+    def _stack(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+        """Ids, inverse poses and lenses as arrays; a few microseconds a keyframe, so made once per change."""
+        if self._stacked is None:
+            keyframes = self.keyframes
+            lenses = [
+                (k.camera.fx, k.camera.fy, k.camera.cx, k.camera.cy, k.camera.width - 0.5, k.camera.height - 0.5)
+                for k in keyframes
+            ]
+            self._stacked = (
+                np.array([k.id for k in keyframes], dtype=np.int64),
+                se3.inverse(np.stack([k.T_world_camera for k in keyframes])),
+                np.array(lenses, dtype=np.float64),
+            )
+        return self._stacked
+
+
+def _view_distances(keyframes: tuple[Keyframe, ...]) -> NDArray[np.float64]:
+    """(K, K) how different two views are: metres over the median depth, plus radians."""
+    poses = np.stack([k.T_world_camera for k in keyframes])
+    depth = np.array([_median_depth(k) for k in keyframes])
+    metres = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=2)
+    quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat()
+    angle = 2 * np.arccos(np.clip(np.abs(quaternions @ quaternions.T), 0, 1))
+    return np.asarray(metres / np.minimum(depth[:, None], depth[None, :]) + angle)
+
+
+def _median_depth(keyframe: Keyframe) -> float:
+    z = keyframe.points[::8, ::8, 2]
+    z = z[np.isfinite(z)]
+    return float(np.median(z)) if len(z) else 1.0
+
+
+def _surface(keyframe: Keyframe) -> Surface | None:
+    depth = pointmap.smoothed_depth(keyframe.points[..., 2].astype(np.float32))
+    return Surface.of(pointmap.strided(pointmap.from_depth(depth, keyframe.camera), SURFACE_POINTS))

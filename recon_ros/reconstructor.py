@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithm: one frame in, one update out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recon_ros.config import Config
+from recon_ros.errors import InputError
+from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
+from recon_ros.geometry import se3
+from recon_ros.geometry.features import Detector
+from recon_ros.geometry.grid import Grid
+from recon_ros.mapping.fusion import VoxelMap
+from recon_ros.mapping.trajectory import TrajectoryLog
+from recon_ros.memory.selection import is_keyframe
+from recon_ros.memory.store import KeyframeStore
+from recon_ros.runtimes import make_source
+from recon_ros.runtimes.step import StepRuntime
+from recon_ros.tracking.tracker import Track, Tracker
+from recon_ros.tracking.view import View
+
+COVARIANCE_INFLATION = 25.0
+"""Residuals of one frame share causes (calibration, blur, rolling shutter) that least squares takes for independent;
+measured on recordings, real errors are about five times the formal ones."""
+
+
+class Reconstructor:
+    """Turns frames into a map; synchronous and deterministic, the same frames give the same bits.
+
+    The world frame is the first tracked camera's optical frame.
+
+    Args:
+        config: every choice there is.
+        source: where pointmaps come from; made from `config.source` when None.
+
+    Raises:
+        ConfigError: when the source cannot be made.
+    """
+
+    def __init__(self, config: Config | None = None, source: StepRuntime | None = None) -> None:
+        self.config = config or Config()
+        self.source = source or make_source(self.config)
+        self._detector = Detector(self.config.tracking.features)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that was seen; the source stays loaded."""
+        self._memory = self.source.initial_memory()
+        self._store = KeyframeStore(self.config.memory.max_keyframes)
+        self._tracker = Tracker(self.config.tracking)
+        self._map = VoxelMap(self.config.map)
+        self._trajectory = TrajectoryLog(self.config.memory.max_poses)
+        self._frames_without_pose = 0
+        self._timings: dict[str, float] = {}
+
+    def process(self, frame: Frame) -> Update:
+        """Advance by one frame.
+
+        Raises:
+            InputError: when the frame cannot be used; nothing has changed, go on with the next.
+        """
+        self._timings = {}
+        with self._timed("prepare"):
+            grid, image, camera, depth = self._prepare(frame)
+        with self._timed("step"):
+            self._memory, prediction = self.source.step(self._memory, image, camera, depth)
+        with self._timed("track"):
+            view = View(frame.stamp_ns, image, camera, prediction, self._detector)
+            track = self._track(view, frame)
+        with self._timed("remember"):
+            keyframe = self._remember(view, frame, track)
+        return self._update(view, frame, track, keyframe)
+
+    @property
+    def state(self) -> State:
+        """Where tracking stands after the last frame."""
+        if len(self._store) == 0:
+            return State.INITIALIZING
+        if self._frames_without_pose == 0:
+            return State.TRACKING
+        lost = self._frames_without_pose >= self.config.tracking.lost_after
+        return State.LOST if lost else State.RELOCALIZING
+
+    @property
+    def keyframes(self) -> tuple[Keyframe, ...]:
+        """All keyframes, ordered by id; their local points, and poses as they are now."""
+        return self._store.keyframes
+
+    @property
+    def map_version(self) -> int:
+        """Changes whenever `map_cloud` does."""
+        return self._map.version
+
+    def map_cloud(self, max_points: int | None = None) -> Cloud:
+        """The world cloud derived from the keyframes, at most `max_points` (the configuration's when None)."""
+        return self._map.cloud(max_points)
+
+    def trajectory(self) -> Trajectory:
+        """T_world_camera of every tracked frame, after all corrections."""
+        return self._trajectory.corrected({k.id: k for k in self._store.keyframes})
+
+    def live_trajectory(self) -> Trajectory:
+        """T_world_camera of every tracked frame, as it was known when the frame was processed."""
+        return self._trajectory.live()
+
+    def set_config(self, config: Config) -> None:
+        """Take over new values of the options that are dynamic; the others must be unchanged."""
+        self.config = config
+        self._tracker.config = config.tracking
+        self._map.set_config(config.map)
+
+    def _prepare(
+        self, frame: Frame
+    ) -> tuple[Grid, NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
+        """Image, camera and depth undistorted and on the source's grid."""
+        camera = frame.camera
+        if camera is None:
+            raise InputError("no_camera_info", "the depth source needs the camera's K: publish camera_info")
+        image, depth = frame.image, frame.depth
+        if camera.is_distorted:
+            map_x, map_y = camera.undistort_maps()
+            image = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR)
+            if depth is not None:
+                depth = cv2.remap(depth, map_x, map_y, cv2.INTER_NEAREST, borderValue=float("nan"))
+            camera = camera.undistorted()
+        card = self.source.card
+        max_size = min(self.config.input.max_size, card.max_size or self.config.input.max_size)
+        grid = Grid.fit(camera.width, camera.height, max_size, card.multiple)
+        return grid, grid.image(image), grid.camera(camera), None if depth is None else grid.depth(depth)
+
+    def _track(self, view: View, frame: Frame) -> Track | None:
+        """The pose against the keyframes; the first frame that can carry a map defines the world."""
+        if len(self._store) > 0:
+            track = self._tracker.track(view, self._store, frame.T_odom_camera)
+        elif int(np.count_nonzero(view.features.located)) >= 2 * self.config.tracking.min_inliers:
+            self._tracker.begin(view, np.eye(4), frame.T_odom_camera)
+            track = Track(np.eye(4), self._store.next_id, 0.0, 0, 1.0, np.eye(6) * 1e12)
+        else:
+            return None
+        self._frames_without_pose = 0 if track is not None else self._frames_without_pose + 1
+        return track
+
+    def _remember(self, view: View, frame: Frame, track: Track | None) -> Keyframe | None:
+        """Log the pose, make a keyframe when the view is new enough, keep within the bound."""
+        if track is None:
+            return None
+        keyframe = None
+        if len(self._store) == 0 or self._is_new(view, track):
+            keyframe = self._keyframe(view, frame, track.T_world_camera)
+            self._store.add(keyframe)
+            self._map.add(keyframe)
+            self._prune()
+        reference = keyframe or self._store[track.reference_id]
+        T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
+        self._trajectory.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
+        return keyframe
+
+    def _is_new(self, view: View, track: Track) -> bool:
+        T_reference_camera = se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
+        return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
+
+    def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
+        stride = self.config.memory.points_stride
+        prediction = view.prediction
+        strided = (slice(stride // 2, None, stride),) * 2
+        points = prediction.points_self[strided].astype(np.float16)
+        height, width = points.shape[:2]
+        window = view.camera.cropped(stride // 2, stride // 2, width * stride, height * stride)
+        K = window.K.copy()
+        K[:2] /= stride  # every stride-th pixel is kept, not an average: pixel centres stay where they are
+        return Keyframe(
+            id=self._store.next_id,
+            stamp_ns=frame.stamp_ns,
+            frame_id=frame.frame_id,
+            camera=Camera(width, height, K),
+            T_world_camera=T_world_camera.copy(),
+            points=points,
+            confidence=self.source.card.normalised(prediction.confidence)[strided].astype(np.float16),
+            colour=np.ascontiguousarray(view.image[strided]),
+            features=view.features.only_located(),
+            is_metric=prediction.is_metric,
+        )
+
+    def _prune(self) -> None:
+        """Evict the most redundant keyframe while there are too many; what hung on it moves to a neighbour."""
+        while (gone := self._store.surplus()) is not None:
+            self._map.remove(gone)
+            self._store.remove(gone.id)
+            successor = min(
+                self._store.keyframes,
+                key=lambda k: float(np.linalg.norm(k.T_world_camera[:3, 3] - gone.T_world_camera[:3, 3])),
+            )
+            self._trajectory.re_anchor(gone, successor)
+
+    def _update(self, view: View, frame: Frame, track: Track | None, keyframe: Keyframe | None) -> Update:
+        reference_id = None if track is None else keyframe.id if keyframe else track.reference_id
+        known = (
+            {}
+            if track is None or reference_id is None
+            else {
+                "reference_id": reference_id,
+                "T_reference_camera": se3.inverse(self._store[reference_id].T_world_camera) @ track.T_world_camera,
+                "inliers": track.inliers,
+                "confidence": track.confidence,
+                "covariance": COVARIANCE_INFLATION * np.linalg.inv(track.information),
+            }
+        )
+        return Update(
+            stamp_ns=frame.stamp_ns,
+            frame_id=frame.frame_id,
+            state=self.state,
+            T_world_camera=None if track is None else track.T_world_camera,
+            image=view.image,
+            camera=view.camera,
+            prediction=view.prediction,
+            keyframe_id=None if keyframe is None else keyframe.id,
+            is_metric=view.prediction.is_metric,
+            timings_ms=self._timings,
+            **known,
+        )
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._timings[stage] = (time.perf_counter() - start) * 1e3

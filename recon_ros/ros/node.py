@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon_node`: the lifecycle node. Its callbacks store and hand over; the worker's thread does the work.
+
+A SingleThreadedExecutor and one worker thread: rclpy's multi-threaded executor costs more than it brings, and the
+heavy parts of the work (OpenCV, numpy) release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import Future as Job
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import rclpy
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.clock import Clock, ClockType, JumpThreshold
+from rclpy.duration import Duration
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.signals import SignalHandlerOptions
+from rclpy.task import Future
+
+from recon_ros.config import Config, MapConfig, NodeConfig
+from recon_ros.errors import ReconError
+from recon_ros.export.snapshot import write_snapshot
+from recon_ros.intake import Pair
+from recon_ros.ros import interface
+from recon_ros.ros.diagnostics import Diagnostics
+from recon_ros.ros.inputs import Inputs
+from recon_ros.ros.parameters import Parameters
+from recon_ros.ros.pipeline import Pipeline
+from recon_ros.ros.statistics import Statistics, Throttle
+from recon_ros.ros.watchdog import Watchdog
+from recon_ros.ros.worker import Worker
+
+SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
+Result = TypeVar("Result")
+Transition = Callable[[Any, LifecycleState], None]
+
+KEEP_ALIVE_PERIOD_S = 0.1
+WATCH_PERIOD_S = 0.5
+STATUS_PERIOD_S = 1.0
+STOP_LATENCY_S = 0.2
+
+
+def transition(method: Transition) -> Callable[[Any, LifecycleState], TransitionCallbackReturn]:
+    """A lifecycle callback that fails with one sentence for what can be expected, and with a trace for what cannot.
+
+    rclpy itself swallows exceptions of transitions without a word.
+    """
+
+    @functools.wraps(method)
+    def run(self: ReconNode, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            method(self, state)
+        except ReconError as error:
+            self.get_logger().error(f"cannot {method.__name__.removeprefix('on_')}: {error}")
+            self._release()
+            return FAILURE
+        except Exception:
+            self.get_logger().error(f"{method.__name__} failed:\n{traceback.format_exc()}")
+            return TransitionCallbackReturn.ERROR
+        return SUCCESS
+
+    return run
+
+
+class ReconNode(LifecycleNode):
+    """Configure: parameters, source, publishers. Activate: subscriptions, worker, timers. And back again."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__("recon", **options)
+        self._options = Parameters(self)
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._own_timers: list[Any] = []
+        self._own_services: list[Any] = []
+        self._pipeline: Pipeline | None = None
+        self._refreshing: set[str] = set()
+
+    @property
+    def autostart(self) -> bool:
+        return bool(self.get_parameter("autostart").value)
+
+    # -- lifecycle ---------------------------------------------------------------------------------------------
+
+    @transition
+    def on_configure(self, state: LifecycleState) -> None:
+        config, node_config = self._options.read()
+        self._warn_of_unknown_parameters()
+        self._statistics = Statistics()
+        self._pipeline = pipeline = Pipeline(self, config, node_config, self._statistics)
+        self._worker: Worker[Pair] = Worker(
+            pipeline.handle,
+            pipeline.failed,
+            functools.partial(self._statistics.count, "dropped"),
+            node_config.queue,
+        )
+        pipeline.cancelled = lambda: not self._worker.running
+        self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver)
+        self._watchdog = Watchdog(self, self._inputs, node_config)
+        self._diagnostics = Diagnostics(
+            self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state
+        )
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recon_writer")
+        self._serve()
+        self._watch_clock()
+        self._options.on_change(self._apply)
+
+    @transition
+    def on_activate(self, state: LifecycleState) -> None:
+        pipeline, node_config = self._active_pipeline, self._active_pipeline.node_config
+        pipeline.mount.start_grace()
+        self._worker.start()
+        self._inputs.open()
+        self._every(STATUS_PERIOD_S, self._tell)
+        self._every(WATCH_PERIOD_S, self._watchdog.look)
+        self._every(KEEP_ALIVE_PERIOD_S, pipeline.frames.keep_alive)
+        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map))
+        self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_path))
+        self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_keyframes))
+
+    @transition
+    def on_deactivate(self, state: LifecycleState) -> None:
+        self._halt(drain=self._active_pipeline.node_config.queue == "all")
+
+    @transition
+    def on_cleanup(self, state: LifecycleState) -> None:
+        self._release()
+
+    @transition
+    def on_shutdown(self, state: LifecycleState) -> None:
+        self._release()
+
+    @transition
+    def on_error(self, state: LifecycleState) -> None:
+        self._release()
+
+    def start(self) -> bool:
+        """Configure and activate, as a lifecycle manager would; False when one of them fails."""
+        return self.trigger_configure() == SUCCESS and self.trigger_activate() == SUCCESS
+
+    def _halt(self, drain: bool = False) -> None:
+        """No more input; finish what is being done."""
+        for timer in self._own_timers:
+            self.destroy_timer(timer)
+        self._own_timers.clear()
+        self._inputs.close()
+        if not self._worker.stop(drain=drain):
+            self.get_logger().error("the worker is still busy after ten seconds; its frame is abandoned")
+
+    def _release(self) -> None:
+        """Drop the map and take everything down; also when only half of it is there."""
+        if self._pipeline is None:
+            return
+        if hasattr(self, "_inputs"):
+            self._halt()
+        for service in self._own_services:
+            self.destroy_service(service)
+        self._own_services.clear()
+        self._pipeline.close()
+        self._pipeline = None
+
+    # -- what comes in (executor's thread) ---------------------------------------------------------------------
+
+    def _deliver(self, pair: Pair) -> None:
+        if self._active_pipeline.paused:
+            self._statistics.count("dropped")
+        else:
+            self._worker.offer(pair)
+
+    def _apply(self, config: Config, node_config: NodeConfig) -> None:
+        pipeline = self._pipeline
+        if pipeline is not None:
+            self._in_worker(lambda: pipeline.apply(config, node_config))
+
+    def _watch_clock(self) -> None:
+        """Simulated time that jumps back means a recording that begins anew."""
+        threshold = JumpThreshold(
+            min_forward=None, min_backward=Duration(seconds=-0.1), on_clock_change=False
+        )
+        self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+
+    def _on_clock_jump(self, jump: Any) -> None:
+        if self._pipeline is not None and self._statistics.counts["processed"]:
+            self.get_logger().warning(
+                f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s: starting anew"
+            )
+            self._in_worker(self._pipeline.reset)
+
+    # -- services ----------------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        # Answers wait for the worker, and must not hold up the images meanwhile.
+        group = ReentrantCallbackGroup()
+        for service, callback in (
+            (interface.RESET, self._on_reset),
+            (interface.PAUSE, self._on_pause),
+            (interface.SAVE_MAP, self._on_save_map),
+        ):
+            self._own_services.append(
+                self.create_service(service.type, service.name, callback, callback_group=group)
+            )
+
+    async def _on_reset(self, request: Any, response: Any) -> Any:
+        await self._done(self._in_worker(self._active_pipeline.reset))
+        response.success, response.message = True, "map, poses and memory are forgotten"
+        return response
+
+    def _on_pause(self, request: Any, response: Any) -> Any:
+        self._active_pipeline.paused = bool(request.data)
+        self._active_pipeline.publish_status()
+        response.success, response.message = True, self._active_pipeline.state.value
+        return response
+
+    async def _on_save_map(self, request: Any, response: Any) -> Any:
+        pipeline = self._active_pipeline
+        folder = map_folder(pipeline.config.map)
+        try:
+            snapshot = await self._done(self._in_worker(pipeline.snapshot))
+            path = await self._done(self._writer.submit(write_snapshot, snapshot, folder))
+            response.success, response.message = True, str(path)
+        except ReconError as error:
+            response.success, response.message = False, str(error)
+        return response
+
+    def _in_worker(self, command: Callable[[], Result]) -> Job[Result]:
+        """Run `command` where the core may be touched: in the worker, or here and now when it does not run."""
+        job: Job[Result] = self._worker.submit(command)
+        if job.cancelled():
+            job = Job()
+            job.set_result(command())
+        return job
+
+    async def _done(self, job: Job[Result]) -> Result:
+        """Wait for another thread's job without holding the executor up."""
+        executor, finished = self.executor, Future(executor=self.executor)
+        job.add_done_callback(lambda _: executor.create_task(finished.set_result, None))
+        await finished
+        return job.result()
+
+    # -- timers (steady clock: they go on when simulated time stands still) --------------------------------------
+
+    def _every(self, period: float, callback: Callable[[], None]) -> None:
+        self._own_timers.append(self.create_timer(period, callback, clock=self._steady))
+
+    def _tell(self) -> None:
+        """/diagnostics, and ~/status and warnings if no frame has brought them."""
+        pipeline = self._active_pipeline
+        pipeline.outputs.publish(interface.DIAGNOSTICS, self._diagnostics.array())
+        pipeline.say_warnings()
+        if self._statistics.processed_rate() == 0 or pipeline.paused:
+            pipeline.publish_status()
+
+    def _refresh(self, publish: Callable[[], None]) -> None:
+        """Have the worker publish something that is derived from the whole map, unless it is at it already."""
+        name = publish.__name__
+        if name not in self._refreshing:
+            self._refreshing.add(name)
+            self._worker.submit(publish).add_done_callback(functools.partial(self._refreshed, name))
+
+    def _refreshed(self, name: str, job: Job[None]) -> None:
+        self._refreshing.discard(name)
+        if not job.cancelled() and isinstance(error := job.exception(), Exception):
+            self._active_pipeline.failed(error)
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _active_pipeline(self) -> Pipeline:
+        assert self._pipeline is not None, "used between configure and cleanup only"
+        return self._pipeline
+
+    def _warn_of_unknown_parameters(self) -> None:
+        unknown = self._options.unknown()
+        if unknown:
+            self.get_logger().warning(
+                f"parameters that this node does not have, and which do nothing: {', '.join(unknown)}"
+            )
+
+
+def map_folder(config: MapConfig) -> Path:
+    """Where ~/save_map writes to."""
+    if config.path:
+        return Path(config.path)
+    return Path(config.directory) / f"recon_{datetime.now():%Y%m%d_%H%M%S}"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until SIGINT or SIGTERM; 1 when it cannot start."""
+    # rclpy's own handlers would invalidate the context under the worker's hands; ours let it finish its frame.
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: (stop.set(), signal.signal(received, signal.SIG_DFL)))
+    node = ReconNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        if node.autostart and not node.start():
+            return 1
+        spin(node, executor, stop)
+        node.trigger_shutdown()
+        return 0
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()
+
+
+def spin(node: ReconNode, executor: SingleThreadedExecutor, stop: threading.Event) -> None:
+    """Serve callbacks until `stop`; a callback that raises is said, and does not end the node."""
+    throttle = Throttle()
+    while not stop.is_set() and rclpy.ok():
+        try:
+            executor.spin_once(timeout_sec=STOP_LATENCY_S)
+        except ExternalShutdownException:
+            return
+        except Exception as error:
+            if throttle.passes(repr(error)):
+                node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

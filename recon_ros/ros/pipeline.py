@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a frame in the worker's thread, from the pair of messages to the last publication."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import traceback
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.node import Node
+
+from recon_ros.config import Config, NodeConfig, nested
+from recon_ros.errors import InputError
+from recon_ros.export.snapshot import Snapshot
+from recon_ros.frame import Frame, State, Trajectory, Update
+from recon_ros.geometry import se3
+from recon_ros.intake import Intake, Pair
+from recon_ros.reconstructor import Reconstructor
+from recon_ros.ros import interface, odometry, tf
+from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
+from recon_ros.ros.mount import Mount
+from recon_ros.ros.outputs import Outputs
+from recon_ros.ros.path import PathBuilder
+from recon_ros.ros.statistics import Statistics, Throttle
+from recon_ros.ros.status import status_message
+
+
+class Pipeline:
+    """The core and everything that feeds on it. After `__init__`, for the worker's thread only.
+
+    Raises:
+        ConfigError, NetworkError: when the configuration cannot be run.
+    """
+
+    def __init__(self, node: Node, config: Config, node_config: NodeConfig, statistics: Statistics) -> None:
+        self._node, self._log = node, node.get_logger()
+        self.config, self.node_config = config, node_config
+        self.statistics = statistics
+        self.reconstructor = Reconstructor(config)
+        self.intake = Intake(config.input, node_config.use_depth, round(node_config.sync_tolerance * 1e9))
+        self.tf = tf.make(node, self._warn_of_foreign_edge)
+        self.mount = Mount(node, node_config, self.tf)
+        self.frames = Frames(node, node_config, self.tf)
+        self.odometry = odometry.make(node, node_config, self.tf)
+        self.outputs = Outputs(node, node_config, config.map.min_confidence)
+        self.path = PathBuilder(node_config.map_frame, node_config.path_max_size)
+        self.cancelled: Callable[[], bool] = lambda: False
+        self.paused = False
+        self._throttle = Throttle()
+        self._faults: set[str] = set()
+        self._foreign: set[tuple[str, str]] = set()
+        self._T_base_camera: se3.Matrix | None = None
+        self._last_stamp_ns = 0
+        self._epoch = 0
+        self._published: dict[str, tuple[int, int, int]] = {}
+
+    def close(self) -> None:
+        """Take the topics down and drop the map."""
+        self.odometry.close()
+        self.outputs.close()
+        self.tf.close()
+
+    # -- a frame -----------------------------------------------------------------------------------------------
+
+    def handle(self, pair: Pair) -> None:
+        """Decode, process, publish; an unusable frame is counted and said, and changes nothing."""
+        started = time.monotonic()
+        frame = self._decode(pair)
+        if frame is not None:
+            try:
+                self._process(frame, started)
+            except InputError as error:
+                self.intake.skip(error)
+        self.publish_status()
+        self.say_warnings()
+
+    def failed(self, error: Exception) -> None:
+        """An exception that is nobody's fault but ours: said once with its trace, counted, survived."""
+        if not self._node.context.ok():
+            return  # the process is ending and has pulled the publishers away
+        self.statistics.count("errors")
+        kind = f"{type(error).__name__} in {traceback.extract_tb(error.__traceback__)[-1].name}"
+        if kind not in self._faults:
+            self._faults.add(kind)
+            trace = "".join(traceback.format_exception(error))
+            self._log.error(
+                f"a frame was lost to an internal error, only counted from now on: {kind}\n{trace}"
+            )
+
+    def _decode(self, pair: Pair) -> Frame | None:
+        """The frame, or None when it is unusable, which the intake has counted."""
+        try:
+            return self.intake.frame(pair)
+        except InputError as error:
+            if error.reason != "stamp_jump":
+                return None
+            self._log.warning(f"{error}; starting anew")
+            self.reset()
+            return self._decode(pair)
+
+    def _process(self, frame: Frame, started: float) -> None:
+        T_base_camera = self.mount.find(frame.frame_id)
+        if T_base_camera is None:  # TF is still given time to tell
+            self.statistics.count("dropped")
+            return
+        T_odom_base = self.odometry.at(frame.stamp_ns, self.cancelled)
+        if T_odom_base is not None:
+            frame = dataclasses.replace(frame, T_odom_camera=T_odom_base @ T_base_camera)
+        before = time.monotonic()
+        update = self.reconstructor.process(frame)
+        inference_ms = (time.monotonic() - before) * 1e3
+        poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose)
+        self._publish(update, poses)
+        self._note(update, inference_ms, self._latency_ms(update.stamp_ns, started))
+
+    def _publish(self, update: Update, poses: Poses | None) -> None:
+        self.frames.broadcast(update.stamp_ns, poses)
+        if poses is None:
+            self.outputs.forget()
+        else:
+            self.outputs.poses(update, poses)
+            if update.keyframe_id is not None:
+                self.outputs.points(update, poses, self.mount.camera_frame)
+        self.outputs.images(update, self.mount.camera_frame)
+        self._last_stamp_ns = update.stamp_ns
+        self.publish_keyframes()
+
+    def _note(self, update: Update, inference_ms: float, latency_ms: float) -> None:
+        s = self.statistics
+        s.confidence, s.is_metric = update.confidence, update.is_metric
+        if update.keyframe_id is not None:
+            keyframes = self.reconstructor.keyframes
+            s.keyframes, s.keyframe_mb = len(keyframes), sum(k.nbytes for k in keyframes) / 2**20
+        s.frame_processed(update.state, inference_ms, latency_ms)
+
+    def _latency_ms(self, stamp_ns: int, started: float) -> float:
+        """From the image's stamp to now; where clock and stamps are not of one time, of the processing alone."""
+        age_ns = self._node.get_clock().now().nanoseconds - stamp_ns
+        if abs(age_ns) < SAME_TIME_NS:
+            return float(age_ns / 1e6)
+        return (time.monotonic() - started) * 1e3
+
+    def _keyframe_pose(self, keyframe_id: int) -> se3.Matrix | None:
+        return next((k.T_world_camera for k in self.reconstructor.keyframes if k.id == keyframe_id), None)
+
+    # -- what is derived from the whole map --------------------------------------------------------------------
+
+    def publish_keyframes(self) -> None:
+        """~/keyframes, if they have changed and somebody listens."""
+        if self._is_due(interface.KEYFRAMES):
+            poses = rigid(
+                np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4)
+            )
+            self.outputs.keyframes(self._T_map_world @ poses @ self._T_camera_base, self._last_stamp_ns)
+
+    def publish_path(self) -> None:
+        """~/path, if frames have come since and somebody listens."""
+        if self._is_due(interface.PATH):
+            trajectory = self.reconstructor.trajectory()
+            self.outputs.publish(
+                interface.PATH,
+                self.path.build(trajectory, self._T_map_world, self._T_camera_base, self._last_stamp_ns),
+            )
+
+    def publish_map(self) -> None:
+        """~/map, if it has changed and somebody listens."""
+        if self._is_due(interface.MAP):
+            cloud = self.reconstructor.map_cloud(self.config.map.max_points)
+            self.statistics.points = len(cloud)
+            self.outputs.map(cloud, self._T_map_world, self._last_stamp_ns)
+
+    def _is_due(self, topic: interface.Topic) -> bool:
+        """Whether a latched topic has something new and a listener; if so it is taken for published."""
+        if self._T_base_camera is None or not self.outputs.wanted(topic):
+            return False
+        frames = self.statistics.counts["processed"] if topic is interface.PATH else 0
+        version = (self._epoch, self.reconstructor.map_version, frames)
+        if self._published.get(topic.name) == version:
+            return False
+        self._published[topic.name] = version
+        return True
+
+    @property
+    def _T_map_world(self) -> se3.Matrix:
+        """The world is the first camera's frame and the map the first base's, so this is where the camera sits."""
+        assert self._T_base_camera is not None, "nothing is published before the first frame"
+        return self._T_base_camera
+
+    @property
+    def _T_camera_base(self) -> se3.Matrix:
+        return se3.inverse(self._T_map_world)
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget map, poses and memory; the source stays loaded. Latched topics will show the empty map."""
+        self.reconstructor.reset()
+        self.intake.reset()
+        self.frames.reset()
+        self.odometry.clear()
+        self.tf.clear()
+        self.outputs.forget()
+        self.statistics.forget_map()
+        self._epoch += 1
+
+    def apply(self, config: Config, node_config: NodeConfig) -> None:
+        """Take over the dynamic parameters."""
+        self.config, self.node_config = config, node_config
+        self.reconstructor.reconfigure(config)
+        self.frames.transform_tolerance = node_config.transform_tolerance
+        self.outputs.points_stride = node_config.points_stride
+        self.outputs.min_confidence = config.map.min_confidence
+
+    def snapshot(self) -> Snapshot:
+        """All that ~/save_map writes, as it is now."""
+        keyframes = self.reconstructor.keyframes
+        return Snapshot(
+            cloud=self.reconstructor.map_cloud(),
+            trajectory=self.reconstructor.trajectory(),
+            keyframes=Trajectory(
+                [k.stamp_ns for k in keyframes], [rigid(k.T_world_camera) for k in keyframes]
+            ),
+            config=nested(self.config) | {"node": nested(self.node_config)},
+            is_metric=self.statistics.is_metric,
+        )
+
+    # -- words -------------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The core's, or PAUSED."""
+        return State.PAUSED if self.paused else self.statistics.state
+
+    def publish_status(self) -> None:
+        """~/status."""
+        if self.outputs.wanted(interface.STATUS):
+            name = self._node.get_fully_qualified_name()
+            message = status_message(name, self.statistics, self.state, self._skipped(), self.config.source)
+            self.outputs.publish(interface.STATUS, message)
+
+    def say_warnings(self) -> None:
+        """What the intake has refused since the last time, one line per reason and five seconds."""
+        for reason, text in self.intake.warnings().items():
+            if self._throttle.passes(reason):
+                self._log.warning(f"{reason}: {text}")
+
+    def _skipped(self) -> dict[str, int]:
+        """Messages refused, by reason."""
+        counters = self.intake.counters
+        skipped = {name[len("skipped_") :]: n for name, n in counters.items() if name.startswith("skipped_")}
+        return skipped | {"unpaired_image": counters["unpaired_images"]}
+
+    def _warn_of_foreign_edge(self, parent: str, child: str) -> None:
+        if (parent, child) in self._foreign:
+            return
+        self._foreign.add((parent, child))
+        publishers = self._node.get_publishers_info_by_topic("/tf") + self._node.get_publishers_info_by_topic(
+            "/tf_static"
+        )
+        others = sorted({p.node_name for p in publishers} - {self._node.get_name()})
+        self._log.warning(
+            f"another node broadcasts the TF edge {parent} → {child}, and so do we: the robot will flicker. One of "
+            f"{', '.join(others) or 'the publishers of /tf'} does; stop it, or set publish_tf to false or odom_source to tf"
+        )

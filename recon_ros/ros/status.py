@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""~/status: the state in words and the counters as key-values."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from recon_ros.frame import State
+from recon_ros.ros.statistics import Statistics
+
+# Lost for longer than this is an error: somebody has to carry the camera back.
+LOST_ERROR_S = 10.0
+
+WORDS = {
+    State.INITIALIZING: "INITIALIZING: waiting for a first usable frame",
+    State.TRACKING: "TRACKING",
+    State.LOST: "LOST: the camera sees nothing known; go back to a place it has seen",
+    State.RELOCALIZING: "RELOCALIZING: looking for a known place",
+    State.PAUSED: "PAUSED: frames are dropped until ~/pause is called with false",
+}
+
+
+def key_values(values: dict[str, object]) -> list[KeyValue]:
+    """diagnostic_msgs/KeyValue list; floats with three decimals, booleans in lower case."""
+    return [KeyValue(key=key, value=_text(value)) for key, value in values.items()]
+
+
+def tracking_level(statistics: Statistics) -> bytes:
+    """OK, or WARN while lost, or ERROR when lost for long."""
+    if statistics.state is State.LOST:
+        return bytes(
+            DiagnosticStatus.ERROR if statistics.lost_for() > LOST_ERROR_S else DiagnosticStatus.WARN
+        )
+    return bytes(DiagnosticStatus.OK)
+
+
+def status_message(
+    name: str, statistics: Statistics, state: State, skipped: dict[str, int], network: str
+) -> DiagnosticStatus:
+    """diagnostic_msgs/DiagnosticStatus of the node; `skipped` counts refused messages by reason."""
+    counts = statistics.counts
+    values: dict[str, object] = {
+        "state": state.value,
+        "frames_received": counts["received"],
+        "frames_processed": counts["processed"],
+        "frames_dropped": counts["dropped"],
+        "frames_skipped": sum(skipped.values()),
+        "lost_in_transport": counts["lost_in_transport"],
+        "errors": counts["errors"],
+        "keyframes": statistics.keyframes,
+        "loops": statistics.loops,
+        "latency_ms": statistics.latency_ms,
+        "inference_ms": statistics.inference_ms,
+        "confidence": statistics.confidence,
+        "metric_scale": statistics.is_metric,
+        "runtime": "cpu",
+        "network": network,
+        **{f"skipped.{reason}": number for reason, number in sorted(skipped.items())},
+    }
+    return DiagnosticStatus(
+        level=tracking_level(statistics), name=name, message=WORDS[state], values=key_values(values)
+    )
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a pointmap to a pose: registration of a frame against the keyframes."""

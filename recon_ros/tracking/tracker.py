@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pose of a frame: start from the previous frame, register against keyframes, settle on their surfaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon_ros.config import TrackingConfig
+from recon_ros.frame import Keyframe
+from recon_ros.geometry import frustum, pnp, se3
+from recon_ros.geometry.features import Features, match, match_guided
+from recon_ros.geometry.pnp import Observations
+from recon_ros.geometry.surface import register
+from recon_ros.memory.store import KeyframeStore
+from recon_ros.tracking.view import View
+
+SEARCH_RADIUS = 12.0
+"""Where a keyframe's point is looked for once the pose is known to a few pixels."""
+PRIOR_RADIUS = 40.0
+"""Where it is looked for when only motion says where it may be."""
+MIN_REFERENCE_OVERLAP = 0.1
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """A frame's pose and what supports it.
+
+    Attributes:
+        T_world_camera: (4, 4).
+        reference_id: the keyframe that sees most of the frame.
+        best_overlap: the share it sees.
+        inliers: correspondences that support the pose.
+        confidence: their share of all correspondences looked at, [0, 1].
+        information: (6, 6) of a right perturbation (v, ω) of the pose, in the camera frame.
+    """
+
+    T_world_camera: Matrix
+    reference_id: int
+    best_overlap: float
+    inliers: int
+    confidence: float
+    information: Matrix
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """A first pose and the observations that gave it."""
+
+    T_world_camera: Matrix
+    observations: Observations
+
+
+@dataclass(frozen=True, eq=False)
+class _Previous:
+    """What is remembered of the last tracked frame."""
+
+    features: Features
+    T_world_camera: Matrix
+    T_odom_camera: Matrix | None
+
+
+class Tracker:
+    """Tracks one camera against a store of keyframes.
+
+    The start comes from the previous frame (features, then predicted motion), and from stored keyframes when that
+    fails, which is also how a lost camera is found again. The pose is then that of a least-squares problem over
+    all observations in the most covisible keyframes, pixels and depths together, and of the registration of its
+    depth surface with theirs. Both are weighed by their information matrices, so that a bare wall fixes what it
+    can and features fix the rest.
+    """
+
+    def __init__(self, config: TrackingConfig) -> None:
+        self.config = config
+        self._previous: _Previous | None = None
+        self._velocity = np.eye(4)
+        self._next_candidate = 0
+
+    def begin(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
+        """Start tracking from a frame whose pose is given."""
+        self._velocity = np.eye(4)
+        self._remember(view, T_world_camera, T_odom_camera)
+
+    def track(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
+        """The frame's pose, or None when nothing fits; the tracker then looks again with the next frame."""
+        if len(view.features) < self.config.min_inliers:
+            return None
+        for start in self._starts(view, store, T_odom_camera):
+            track = self._register(view, store, start)
+            if track is not None:
+                if self._previous is not None:
+                    self._velocity = se3.inverse(self._previous.T_world_camera) @ track.T_world_camera
+                self._remember(view, track.T_world_camera, T_odom_camera)
+                return track
+        self._velocity = np.eye(4)
+        return None
+
+    def moved(self, T_new_old: Matrix) -> None:
+        """Follow a correction of the keyframes around the camera."""
+        if self._previous is not None:
+            previous = self._previous
+            self._previous = _Previous(previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera)
+
+    def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
+        self._previous = _Previous(view.features.only_located(), T_world_camera, T_odom_camera)
+
+    def _starts(self, view, store, T_odom_camera):  # type: ignore[no-untyped-def]
+        """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
+        previous = self._previous
+        if previous is not None:
+            yield self._from_features(view, previous.features, previous.T_world_camera)
+            yield self._from_motion(view, store, self._predicted(previous, T_odom_camera))
+        for keyframe in self._candidates(store):
+            yield self._from_features(view, keyframe.features, keyframe.T_world_camera)
+
+    def _predicted(self, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
+        """Where odometry, or else constant velocity, puts the camera."""
+        if T_odom_camera is not None and previous.T_odom_camera is not None:
+            return previous.T_world_camera @ se3.inverse(previous.T_odom_camera) @ T_odom_camera
+        return previous.T_world_camera @ self._velocity
+
+    def _candidates(self, store: KeyframeStore) -> list[Keyframe]:
+        """The newest keyframe, then the others in turn, a few a frame, so that each is tried in bounded time."""
+        keyframes = store.keyframes
+        most = min(self.config.relocalization_candidates, len(keyframes))
+        chosen = [(self._next_candidate - i) % len(keyframes) for i in range(most - 1)] if keyframes else []
+        self._next_candidate -= max(most - 1, 0)
+        return [keyframes[i] for i in dict.fromkeys([len(keyframes) - 1, *chosen])] if keyframes else []
+
+    def _from_features(self, view: View, features: Features, T_world_features: Matrix) -> _Start | None:
+        """Match located features of a known pose against the view's, then PnP."""
+        pairs = match(features, view.features)
+        if len(pairs) < self.config.min_inliers:
+            return None
+        points = se3.transform(T_world_features, features.points[pairs[:, 0]].astype(np.float64))
+        return self._solve(view, points, pairs[:, 1])
+
+    def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
+        """Look for the keyframes' points where the predicted pose puts them, then PnP."""
+        observations = self._observe(view, store, self._references(view, store, T_world_camera)[0], T_world_camera, PRIOR_RADIUS)
+        return self._ransac(view, observations)
+
+    def _solve(self, view: View, points: Matrix, feature: NDArray[np.int64]) -> _Start | None:
+        return self._ransac(view, _observations(view, points, feature))
+
+    def _ransac(self, view: View, observations: Observations) -> _Start | None:
+        if len(observations) < self.config.min_inliers:
+            return None
+        found = pnp.ransac(observations, view.camera, self.config.reprojection_threshold, self.config.seed)
+        if found is None or len(found[1]) < self.config.min_inliers:
+            return None
+        T_camera_world, inliers = found
+        kept = observations[inliers]
+        refined = pnp.refine(T_camera_world, kept, view.camera, self.config.depth_sigma, iterations=5)
+        return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept)
+
+    def _references(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> tuple[list[Keyframe], float]:
+        """The most covisible keyframes, best first, and the share of the view the best one sees."""
+        ids, shares = store.overlaps(view.probe, T_world_camera)
+        order = np.argsort(-shares, kind="stable")[: self.config.references]
+        chosen = [store[int(ids[i])] for i in order if shares[i] > MIN_REFERENCE_OVERLAP]
+        return chosen, float(shares.max(initial=0.0))
+
+    def _observe(
+        self, view: View, store: KeyframeStore, references: list[Keyframe], T_world_camera: Matrix, radius: float
+    ) -> Observations:
+        """The keyframes' points found again around where the pose puts them."""
+        T_camera_world = se3.inverse(T_world_camera)
+        parts = []
+        for keyframe in references:
+            points = se3.transform(keyframe.T_world_camera, keyframe.features.points.astype(np.float64))
+            expected = se3.transform(T_camera_world, points)
+            visible = np.flatnonzero(frustum.inside(expected, view.camera))
+            pairs = match_guided(
+                view.camera.project(expected[visible]),
+                keyframe.features.descriptors[visible],
+                view.tree,
+                view.features.descriptors,
+                radius,
+            )
+            parts.append(_observations(view, points[visible[pairs[:, 0]]], pairs[:, 1]))
+        return Observations.concatenated(parts)
+
+    def _register(self, view: View, store: KeyframeStore, start: _Start | None) -> Track | None:
+        """Refine a start against the covisible keyframes; None when they do not support it."""
+        if start is None:
+            return None
+        references, best_overlap = self._references(view, store, start.T_world_camera)
+        if not references:
+            return None
+        seen = self._observe(view, store, references, start.T_world_camera, SEARCH_RADIUS)
+        observations = Observations.concatenated([seen, start.observations])
+        refined = pnp.refine(
+            se3.inverse(start.T_world_camera), observations, view.camera, self.config.depth_sigma, iterations=10
+        )
+        if refined is None or np.count_nonzero(refined.inliers) < self.config.min_inliers:
+            return None
+        T_world_camera, information = self._settle(
+            view, store, references, se3.inverse(refined.T_camera_w), refined.information
+        )
+        inliers = int(np.count_nonzero(refined.inliers))
+        return Track(
+            T_world_camera, references[0].id, best_overlap, inliers, inliers / len(observations), information
+        )
+
+    def _settle(
+        self, view: View, store: KeyframeStore, references: list[Keyframe], T_world_camera: Matrix, information: Matrix
+    ) -> tuple[Matrix, Matrix]:
+        """Fuse the pose from features with surface registrations, each weighed by its information."""
+        if self.config.surface_sigma <= 0 or view.surface is None:
+            return T_world_camera, information
+        total, pull = information.copy(), np.zeros(6)
+        for keyframe in references:
+            target = store.surface(keyframe.id)
+            if target is None:
+                continue
+            T_keyframe_camera = se3.inverse(keyframe.T_world_camera) @ T_world_camera
+            registration = register(target, view.surface, T_keyframe_camera, self.config.surface_sigma)
+            if registration is not None:
+                offset = se3.log(se3.inverse(T_keyframe_camera) @ registration.T_target_source)
+                total += registration.information
+                pull += registration.information @ offset
+        settled = T_world_camera @ se3.exp(np.linalg.solve(total, pull))
+        return se3.orthonormalised(settled), total
+
+
+def _observations(view: View, points: Matrix, feature: NDArray[np.int64]) -> Observations:
+    """Observations of world points at the view's features of the given indices."""
+    return Observations(
+        points, view.features.pixels[feature].astype(np.float64), view.features.points[feature, 2].astype(np.float64)
+    )

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tracker looks at: one prepared frame with its prediction, and what is derived from them on demand."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+from recon_ros.frame import Camera, Prediction
+from recon_ros.geometry import pointmap
+from recon_ros.geometry.features import Detector, Features
+from recon_ros.geometry.surface import Surface
+
+SURFACE_POINTS = 12_000
+OVERLAP_POINTS = 400
+
+
+class View:
+    """One frame on the processing grid."""
+
+    def __init__(
+        self, stamp_ns: int, image: NDArray[np.uint8], camera: Camera, prediction: Prediction, detector: Detector
+    ) -> None:
+        self.stamp_ns = stamp_ns
+        self.image = image
+        self.camera = camera
+        self.prediction = prediction
+        self._detector = detector
+
+    @cached_property
+    def depth(self) -> NDArray[np.float32]:
+        """(H, W) depth free of single-pixel holes and noise, NaN at edges."""
+        return pointmap.smoothed_depth(self.prediction.depth)
+
+    @cached_property
+    def features(self) -> Features:
+        """Keypoints, located where the smoothed depth knows one."""
+        pixels, descriptors = self._detector(self.image)
+        points = self.camera.unproject(pixels, pointmap.sample(self.depth, pixels)) if len(pixels) else pixels
+        return Features(pixels, descriptors, points.astype(np.float32).reshape(-1, 3))
+
+    @cached_property
+    def tree(self) -> cKDTree:
+        """k-d tree of the keypoints' pixels."""
+        return cKDTree(self.features.pixels)
+
+    @cached_property
+    def probe(self) -> NDArray[np.float64]:
+        """(N, 3) a few hundred points spread over the image, to measure overlap with."""
+        return pointmap.strided(self.prediction.points_self, OVERLAP_POINTS)
+
+    @cached_property
+    def median_depth(self) -> float:
+        """Of the probe points; 1 where there is none."""
+        return float(np.median(self.probe[:, 2])) if len(self.probe) else 1.0
+
+    @cached_property
+    def surface(self) -> Surface | None:
+        """The depth surface for registration; None when there are too few points."""
+        return Surface.of(pointmap.strided(pointmap.from_depth(self.depth, self.camera), SURFACE_POINTS))
