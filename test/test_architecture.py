@@ -27,6 +27,7 @@ RANKS: tuple[tuple[str, ...], ...] = (
     ("networks",),
     ("runtimes",),
     ("memory",),
+    ("tracking",),
     ("mapping",),
     ("reconstructor",),
     ("datasets", "evaluation", "export", "training"),

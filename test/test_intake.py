@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the camera sends becomes frames; what is unusable is refused by name, counted, and harms nothing else."""
+"""What the camera sends becomes frames; what is unusable is refused by name, counted, and harms no other."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def test_float_depth_is_metres_and_only_finite_positive_values_are_valid(raw, pa
 def test_cut_depth_is_refused_with_its_sizes():
     msg = image(np.ones((4, 5), np.uint16), "16UC1")
     msg.data = msg.data[:-1]
-    with pytest.raises(InputError, match="39 bytes.*takes 40") as caught:
+    with pytest.raises(InputError, match=r"39 bytes.*takes 40") as caught:
         depth_from_message(msg, 0.001)
     assert caught.value.reason == "depth"
 

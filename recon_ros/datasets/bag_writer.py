@@ -71,7 +71,7 @@ class BagWriter:
         self._writer.__exit__(kind, error, traceback)
 
     def write(self, frame: Frame) -> None:
-        """Image, camera_info and depth of one frame, all with its stamp; what the frame has not is left out."""
+        """Image, camera_info and depth of one frame, all with its stamp; what it has not is left out."""
         header = self._header(frame.stamp_ns, frame.frame_id)
         if self._compressed:
             self._send(IMAGE_TOPIC + "/compressed", frame.stamp_ns, self._jpeg(header, frame.image))
@@ -190,6 +190,6 @@ def write_bag(
 
 
 def millimetres(depth: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """(H, W) float32 metres to the uint16 counts of a 16UC1 image; NaN and what does not fit become 0, invalid."""
+    """(H, W) float32 metres to uint16 counts of a 16UC1 image; NaN and what does not fit become 0."""
     counts = np.round(np.nan_to_num(depth, nan=0.0, posinf=0.0, neginf=0.0) / DEPTH_UNIT)
     return np.where((counts > 0) & (counts <= 65535), counts, 0).astype(np.uint16)

@@ -13,7 +13,7 @@ Rectangle = tuple[float, float, float, float]
 
 
 class FloorPainter:
-    """Draws in metres of the world (x right, y up the image) on a concrete floor of `length` × `width` metres."""
+    """Draws in metres of the world (x right, y up the image) on a concrete floor."""
 
     def __init__(self, rng: Rng, length: float, width: float, metres_per_pixel: float) -> None:
         self.rng = rng
@@ -110,7 +110,7 @@ class FloorPainter:
 
     def _turn(self, mask: Texture, u: int, v: int, angle: float) -> None:
         if angle:
-            x, y, w, h = cv2.boundingRect(mask)
+            _, _, w, h = cv2.boundingRect(mask)
             r = int(np.hypot(w, h) / 2) + 2
             top, left = max(0, v - r), max(0, u - r)
             window = mask[top : v + r, left : u + r]

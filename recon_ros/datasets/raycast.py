@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A small renderer for scenes made of textured quads: Open3D casts the rays, numpy and OpenCV shade them.
 
-Built for many frames of one static scene: textures lie in one mip-mapped atlas, light and shadow are computed once and
-kept in a second, coarse atlas, so that a frame costs one ray and two texture look-ups a pixel.
+Built for many frames of one static scene: textures lie in one mip-mapped atlas, light and shadow are computed
+once and kept in a second, coarse atlas, so that a frame costs one ray and two texture look-ups a pixel.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class TexturedScene:
             camera: an undistorted camera.
 
         Returns:
-            (H, W, 3) uint8 RGB, and (H, W) float32 exact depth along z in metres at the pixel centres, infinite where
-            nothing is hit.
+            (H, W, 3) uint8 RGB, and (H, W) float32 exact depth along z in metres at the pixel centres,
+            infinite where nothing is hit.
         """
         origin = T_world_camera[:3, 3].astype(np.float32)
         rotation = T_world_camera[:3, :3].astype(np.float32)
@@ -112,9 +112,9 @@ class TexturedScene:
         quad, depth, colour = self._cast(origin, directions, camera.fx)
         edges = _edges(quad)
         if edges.any():
-            samples = [colour[edges].astype(np.float32)]
+            samples: list[NDArray[Any]] = [colour[edges]]
             for dx, dy in ANTIALIAS:
-                offset = rotation @ np.float32([dx / camera.fx, dy / camera.fy, 0.0])
+                offset = rotation @ np.array([dx / camera.fx, dy / camera.fy, 0.0], np.float32)
                 rays = _padded(directions[edges] + offset)
                 samples.append(self._cast(origin, rays, camera.fx)[2].reshape(-1, 3)[: len(samples[0])])
             colour[edges] = np.mean(samples, axis=0)
@@ -188,7 +188,7 @@ class TexturedScene:
             origins, texels, spans, quads.tints, quads.emission, strict=True
         ):
             part = np.maximum(value[a:b], emission * 1.9).reshape(ny + 2, nx + 2, 1)
-            light[y : y + ny + 2, x : x + nx + 2] = part * np.float32(tint)
+            light[y : y + ny + 2, x : x + nx + 2] = part * np.asarray(tint, np.float32)
         to_atlas = np.stack([texels[:, 0], origins[:, 0] + 0.5, texels[:, 1], origins[:, 1] + 0.5], axis=1)
         return np.clip(light * LIGHT_UNIT, 0, 255).astype(np.uint8), to_atlas.astype(np.float32)
 
@@ -233,12 +233,12 @@ def _raycasting_scene(corners: Floats) -> Any:
     scene = o3d.t.geometry.RaycastingScene()
     first = 4 * np.arange(len(corners), dtype=np.uint32)[:, None, None]
     triangles = first + np.array([[0, 1, 2], [0, 2, 3]], np.uint32)
-    scene.add_triangles(o3d.core.Tensor(corners.reshape(-1, 3)), o3d.core.Tensor(triangles.reshape(-1, 3)))
+    scene.add_triangles(*(o3d.core.Tensor.from_numpy(a.reshape(-1, 3)) for a in (corners, triangles)))
     return scene
 
 
 def _mip_level(row: Floats, depth: Floats, directions: Floats, focal: float) -> Floats:
-    """log2 of the pixel's footprint in texels; the foreshortened direction counts half, to stay between blur and alias."""
+    """log2 of the pixel's footprint in texels; foreshortening counts half, between blur and aliasing."""
     cosine = np.abs(np.einsum("...i,...i->...", row[..., 9:], directions))
     footprint = depth / focal / (row[..., 8] * np.sqrt(np.maximum(cosine, 0.02)))
     level = np.rint(np.log2(np.maximum(footprint, 1e-3)))
@@ -263,9 +263,9 @@ def _padded(rays: Floats, width: int = 512) -> Floats:
 
 
 def _texture_atlas(textures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """All textures and their halvings in one image of 3/2 the width, and each one's (x, y, width, height) in level 0.
+    """All textures and their halvings in one image, and each one's (x, y, width, height) in level 0.
 
-    Level 0 is at the left, level l at x = width, y = height (1 − 2^(1−l)).
+    Level 0 is the left two thirds of the image, level l begins at x = width, y = height (1 − 2^(1−l)).
     """
     sizes = np.array([t.shape[1::-1] for t in textures])
     cells = -(-(sizes + 2 * PADDING) // ALIGNMENT) * ALIGNMENT
@@ -286,7 +286,7 @@ def _texture_atlas(textures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.ui
 
 
 def _packed(sizes: NDArray[Any], width: int = 2048) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    """Top left corners (N, 2) of rectangles (w, h) on shelves, tallest first, and the (height, width) they need."""
+    """(N, 2) corners of rectangles (w, h) put on shelves, tallest first, and the (height, width) needed."""
     width = max(width, int(sizes[:, 0].max()))
     origins = np.zeros((len(sizes), 2), np.int64)
     x = y = shelf = 0

@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from operator import itemgetter
 from pathlib import Path
@@ -72,7 +73,7 @@ class Recording:
             known = self.channels.get(channel.topic)
             count = channel.count + (known.count if known else 0)
             self.channels[channel.topic] = Channel(channel.topic, channel.msgtype, count, channel.definition)
-        self._types = _typestore(self.channels.values(), self.is_ros1)
+        self._types = _own_types(self.channels.values())
 
     @property
     def loss(self) -> str | None:
@@ -101,9 +102,13 @@ class Recording:
             storage.close()
 
     def _deserialised(self, data: bytes, msgtype: str) -> Any:
-        if self.is_ros1:
-            return self._types.deserialize_ros1(data, msgtype)
-        return self._types.deserialize_cdr(data, msgtype)
+        try:
+            return self._deserialised_by(self._types, data, msgtype)
+        except KeyError:  # the recording defines this type not at all, or not all of it
+            return self._deserialised_by(_known_types(self.is_ros1), data, msgtype)
+
+    def _deserialised_by(self, types: Any, data: bytes, msgtype: str) -> Any:
+        return (types.deserialize_ros1 if self.is_ros1 else types.deserialize_cdr)(data, msgtype)
 
 
 class _RosbagsStorage:
@@ -231,9 +236,14 @@ def _definition(encoding: str, text: bytes) -> MessageDefinition:
     return MessageDefinition(form, text.decode(errors="replace"))
 
 
-def _typestore(channels: Iterable[Channel], is_ros1: bool) -> Any:
-    """The types of a distribution, replaced and extended by the definitions the recording brings along."""
-    types = dict(get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_JAZZY).fielddefs)
+@lru_cache(maxsize=2)
+def _known_types(is_ros1: bool) -> Any:
+    return get_typestore(Stores.ROS1_NOETIC if is_ros1 else Stores.ROS2_JAZZY)
+
+
+def _own_types(channels: Iterable[Channel]) -> Any:
+    """The types that the recording defines itself."""
+    types: dict[str, Any] = {}
     for channel in channels:
         form, text = channel.definition
         # A definition that rosbags cannot parse matters to none but the topic that has it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A synthetic RGB-D recording with exact truth: a robot drives laps through the aisles of a small warehouse."""
+"""A synthetic RGB-D recording with exact truth: a robot drives laps through a small warehouse."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class AisleLoop:
         self._curve = CubicSpline(arc, closed, bc_type="periodic")
 
     def pose(self, distance: float, roll: float = 0.0, pitch: float = 0.0) -> NDArray[np.float64]:
-        """(4, 4) T_world_camera after `distance` metres; roll and pitch in radians disturb the level drive."""
+        """(4, 4) T_world_camera after `distance` metres; roll and pitch, radians, disturb the level drive."""
         arc = (distance + START_OFFSET) % self.length
         x, y = self._curve(arc)
         dx, dy = self._curve(arc, 1)
@@ -48,14 +48,16 @@ class AisleLoop:
         tilt = PITCH_DOWN + pitch
         forward = np.array([np.cos(yaw) * np.cos(tilt), np.sin(yaw) * np.cos(tilt), -np.sin(tilt)])
         right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-        level = se3.make(np.stack([right, np.cross(forward, right), forward], axis=1), [x, y, CAMERA_HEIGHT])
+        level = se3.make(
+            np.stack([right, np.cross(forward, right), forward], axis=1), np.array([x, y, CAMERA_HEIGHT])
+        )
         return level @ se3.exp(np.array([0.0, 0.0, 0.0, 0.0, 0.0, roll])) if roll else level
 
 
 class SyntheticWarehouse:
     """RGB-D frames of a drive through the warehouse; any number of frames, lap after lap.
 
-    Iterating renders frame by frame; `dataset[i]` renders one. Equal arguments give equal frames, in any order.
+    Iterating renders frame by frame, `dataset[i]` one. Equal arguments give equal frames, in any order.
 
     Args:
         frames: number of frames; the default is a bit more than a lap, so that the start is seen again.
@@ -64,8 +66,8 @@ class SyntheticWarehouse:
         rate_hz: frames per second; the stamps are 1.7e18 ns + i · round(1e9 / rate_hz).
         speed: metres per second.
         max_range: depth beyond it, along z in metres, is NaN.
-        noise: give depth the errors of a stereo sensor (see `sensor_depth`) and the image some grain; otherwise the
-            depth is exact.
+        noise: give depth the errors of a stereo sensor (see `sensor_depth`) and the image some grain;
+            otherwise the depth is exact.
         shake: amplitude in radians of a smooth roll and pitch disturbance.
         seed: of the scene, the noise and the disturbance.
 
@@ -172,7 +174,7 @@ def sensor_depth(depth: NDArray[np.float32], rng: np.random.Generator) -> NDArra
     kernel = np.ones((3, 3), np.uint8)
     step = cv2.dilate(known, kernel) - cv2.erode(known, kernel) > 0.06 * known
     noisy[step & (rng.random(depth.shape, dtype=np.float32) < 0.7)] = np.nan
-    return np.round(noisy * 1000.0) / np.float32(1000.0)
+    return (np.round(noisy * 1000.0) / 1000.0).astype(np.float32)
 
 
 def _rounded_rectangle(x0: float, y0: float, x1: float, y1: float, radius: float) -> NDArray[np.float64]:

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Procedural textures of the synthetic warehouse: seeded numpy noise and OpenCV drawing, no image files.
 
-Every function takes a `numpy.random.Generator` and returns (H, W, 3) uint8 RGB; the same generator state gives the
+Every function takes a `numpy.random.Generator` and returns (H, W, 3) uint8 RGB; the same state gives the
 same texture. They are rich in corners at every scale, so that features are found near and far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import cv2
@@ -15,27 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 Texture = NDArray[np.uint8]
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]
 Rng = np.random.Generator
 
 INK: Colour = (38, 36, 34)
 WHITE: Colour = (240, 238, 232)
 YELLOW: Colour = (236, 184, 30)
-SAFETY_COLOURS: Sequence[Colour] = (
+SAFETY_COLOURS: list[Colour] = [
     (196, 40, 36),
     (22, 92, 168),
     (20, 128, 76),
     (236, 184, 30),
     (232, 110, 24),
     (36, 36, 40),
-)
+]
 FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
 def noise(
     rng: Rng, height: int, width: int, cells: Sequence[int], weights: Sequence[float]
 ) -> NDArray[np.float32]:
-    """(height, width) float32 sum of smooth noise of the given cell sizes in pixels, each of unit deviation."""
+    """(height, width) float32 sum of smooth noise; cell sizes in pixels, weights are deviations."""
     total = np.zeros((height, width), np.float32)
     for cell, weight in zip(cells, weights, strict=True):
         grid = rng.standard_normal((height // cell + 3, width // cell + 3), dtype=np.float32) * weight
@@ -54,15 +55,14 @@ def grained(
 
 
 def paint(image: Texture, mask: Texture, colour: Colour, wear: NDArray[Any] | float = 0.0) -> None:
-    """Blend `colour` into `image` where `mask` (H, W) is 255; `wear` in [0, 1] lets the ground shine through."""
-    where = cv2.boundingRect(mask)
-    x, y, w, h = where
+    """Blend `colour` into `image` where `mask` (H, W) is 255; `wear` in [0, 1] lets the ground through."""
+    x, y, w, h = cv2.boundingRect(mask)
     if w == 0:
         return
     window = np.s_[y : y + h, x : x + w]
     worn = wear[window] if isinstance(wear, np.ndarray) else wear
     alpha = (mask[window].astype(np.float32) / 255.0 * (1.0 - worn))[..., None]
-    image[window] = (image[window] * (1.0 - alpha) + np.float32(colour) * alpha).astype(np.uint8)
+    image[window] = (image[window] * (1.0 - alpha) + np.array(colour, np.float32) * alpha).astype(np.uint8)
 
 
 def write(image: Texture, text: str, x: int, y: int, height: int, colour: Colour, thickness: int = 1) -> None:
@@ -163,7 +163,9 @@ def _tape(rng: Rng, image: Texture) -> None:
     h, w = image.shape[:2]
     half = max(4, h // 14)
     middle = image[h // 2 - half : h // 2 + half]
-    tint = np.float32([206, 172, 120]) if rng.random() < 0.7 else np.float32([220, 220, 214])
+    tint = (
+        np.array([206, 172, 120], np.float32) if rng.random() < 0.7 else np.array([220, 220, 214], np.float32)
+    )
     middle[:] = (middle * 0.45 + tint * 0.5).astype(np.uint8)
     cv2.line(image, (0, h // 2), (w, h // 2), (120, 88, 56), 1)
 
@@ -244,7 +246,7 @@ def wood(rng: Rng, height: int, width: int, boards: int) -> Texture:
     """Rough boards side by side along x, with grain, nails and gaps."""
     image = np.zeros((height, width, 3), np.uint8)
     edges = np.linspace(0, height, boards + 1).astype(int)
-    for top, bottom in zip(edges[:-1], edges[1:], strict=True):
+    for top, bottom in pairwise(edges.tolist()):
         tone = np.array([172, 138, 98]) * rng.uniform(0.72, 1.1)
         h = bottom - top
         grain = cv2.resize(rng.standard_normal((h, width // 40 + 2), dtype=np.float32), (width, h)) * 9
@@ -295,7 +297,7 @@ def bricks(rng: Rng, height: int, width: int, metres_per_pixel: float) -> Textur
     image = tones[row, shifted // wide] + noise(rng, height, width, (1, 3, 80), (5.0, 5.0, 6.0))[..., None]
     image[(y % tall < 2) | (shifted % wide < 2)] = (176, 170, 160)
     sill = round(height - 1.1 / metres_per_pixel)
-    image[sill:] = image[sill:] * 0.35 + np.float32([112, 118, 122]) * 0.62
+    image[sill:] = image[sill:] * 0.35 + np.array([112, 118, 122], np.float32) * 0.62
     image[sill - 6 : sill] = (60, 66, 72)
     image = np.clip(image, 0, 255).astype(np.uint8)
     chips(rng, image, height * width // 5000, (1, 4), 0.25)

@@ -20,7 +20,7 @@ LENGTH, WIDTH, HEIGHT = 16.2, 12.2, 5.0
 BAY, DEPTH = 2.7, 0.95
 SHELVES = (0.0, 1.45, 2.85)
 RACK_HEIGHT = 3.9
-# Rack rows: x of the first upright, y of the front, side the front looks to (+1: north), number of bays, aisle name.
+# Rack rows: x of the first upright, y of the front, side the front looks to (+1: north), bays, name.
 ROWS = ((2.7, 1.1, 1, 4, "A"), (4.05, 5.1, -1, 3, "B"), (4.05, 7.1, 1, 3, "C"), (2.7, 11.1, -1, 4, "D"))
 # The middle of the driven way: a rectangle (x0, y0, x1, y1) with rounded corners, driven counter-clockwise.
 LOOP = (2.2, 3.1, 14.0, 9.1)
@@ -96,7 +96,7 @@ class WarehouseBuilder:
         windows: dict[str, tuple[float, float, float, float]] | None = None,
         emission: float = 0.0,
     ) -> None:
-        """A box from its lowest corner; `faces` names textures per face ("" is the rest, "-" leaves a face out)."""
+        """A box from its lowest corner; `faces` has the textures by face, "" stands for the rest."""
         unit = np.array([CORNERS[face] for face in FACES], dtype=float)
         corners = unit * size + low
         if yaw:
@@ -104,13 +104,11 @@ class WarehouseBuilder:
             turn = np.array([[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]])
             corners[..., :2] = (corners[..., :2] - middle) @ turn.T + middle
         for face, quad in zip(FACES, corners, strict=True):
-            texture = faces.get(face, faces[""])
-            if texture >= 0:
-                window = (windows or {}).get(face, (0.0, 0.0, 1.0, 1.0))
-                self.quads.add(quad, texture, window, tint, emission)
+            window = (windows or {}).get(face, (0.0, 0.0, 1.0, 1.0))
+            self.quads.add(quad, faces.get(face, faces[""]), window, tint, emission)
 
     def steel(self, low: Vector, size: Vector, texture: int, length: float) -> None:
-        """A bar cut at random from a sheet of `length` metres whose texture runs along the bar's longest side."""
+        """A bar along its longest side, cut at random from `length` metres of texture."""
         long = int(np.argmax(size))
         share = min(1.0, size[long] / length)
         start = float(self.rng.uniform(0, 1 - share))
@@ -124,7 +122,7 @@ class WarehouseBuilder:
                 )
             return
         sides = ("front", "back", "top", "bottom") if long == 0 else ("left", "right")
-        self.box(low, size, {"": texture}, windows={face: along for face in sides})
+        self.box(low, size, {"": texture}, windows=dict.fromkeys(sides, along))
 
     def hall(self) -> None:
         """Floor, walls with posters and gates, ceiling with lamps."""
@@ -262,7 +260,7 @@ class WarehouseBuilder:
     def pallet(self, x: float, y: float, z: float, w: float, d: float, room: float) -> None:
         """A wooden pallet with a random load at most `room` metres high."""
         wood, plank = {"": self.pick(self.wood)}, self.pick(self.plank)
-        self.box((x, y, z + 0.1), (w, d, 0.03), wood | {side: plank for side in FACES[:4]})
+        self.box((x, y, z + 0.1), (w, d, 0.03), wood | dict.fromkeys(FACES[:4], plank))
         for i in range(3):
             self.box((x + i * (w - 0.1) / 2, y, z), (0.1, d, 0.1), {"": plank})
         top = z + 0.13
@@ -323,7 +321,7 @@ class WarehouseBuilder:
                 height += 0.305
 
     def yard(self) -> None:
-        """What stands around at the ends of the hall: pallets on the floor, empty ones stacked, a fork lift."""
+        """What stands at the ends of the hall: pallets on the floor, empty ones stacked, a fork lift."""
         for x, y in (
             (0.35, 0.5),
             (0.4, 1.75),

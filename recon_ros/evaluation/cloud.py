@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """How close a map cloud is to the truth: accuracy (map → truth) and completeness (truth → map).
 
-The truth is the recording's own depth fused at the true poses, up to a range. It knows nothing of what no camera saw
-from within that range, so a map point counts for accuracy only where the truth looked: inside some view's frustum, in
-the free space before a measured surface or up to `BEHIND` behind it (so that doubled walls count). Every truth point
-counts for completeness, since the map was shown the same images.
+The truth is the recording's own depth fused at the true poses, up to a range. It knows nothing of what no
+camera saw from within that range, so a map point counts for accuracy only where the truth looked: inside some
+view's frustum, in the free space before a measured surface or up to `BEHIND` behind it (so that doubled walls
+count). Every truth point counts for completeness, since the map was shown the same images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class View:
     depth: NDArray[np.float32]
 
     def observes(self, points: NDArray[np.float32], max_range: float) -> NDArray[np.bool_]:
-        """(N,) True for the world points in this view's free space or near its surfaces, up to `max_range`."""
+        """(N,) True for world points in this view's free space or near its surfaces, up to `max_range`."""
         local = se3.transform(self.T_camera_world, points)
         with np.errstate(invalid="ignore"):
             pixels = np.rint(np.nan_to_num(self.camera.project(local), nan=-1.0)).astype(int)
@@ -96,7 +96,9 @@ def truth_cloud(
         if not views or _moved(views[-1].T_camera_world @ pose):
             views.append(_view(frame.camera, frame.depth, pose))
     if not views:
-        raise DatasetError("no frame has depth, a camera and a true pose: there is no true cloud to compare with")
+        raise DatasetError(
+            "no frame has depth, a camera and a true pose: there is no true cloud to compare with"
+        )
     return TruthCloud(fusion.points(), views, max_range)
 
 
@@ -121,7 +123,7 @@ def _view(camera: Camera, depth: NDArray[np.float32], pose: NDArray[np.float64])
 
 
 class _VoxelMean:
-    """Sums of points per voxel, merged now and then so that memory stays with the surface, not with the frames."""
+    """Sums of points per voxel, merged now and then so that memory follows the surface, not the frames."""
 
     LIMIT = 3_000_000
 
@@ -141,7 +143,9 @@ class _VoxelMean:
 
     def _merge(self) -> None:
         parts = [(self.keys, self.sums), *self.pending]
-        self.keys, self.sums = _summed(np.concatenate([k for k, _ in parts]), np.concatenate([s for _, s in parts]))
+        self.keys, self.sums = _summed(
+            np.concatenate([k for k, _ in parts]), np.concatenate([s for _, s in parts])
+        )
         self.pending.clear()
 
     def points(self) -> NDArray[np.float32]:
@@ -150,7 +154,9 @@ class _VoxelMean:
         return (self.sums[:, :3] / self.sums[:, 3:]).astype(np.float32)
 
 
-def _summed(keys: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _summed(
+    keys: NDArray[np.int64], values: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The distinct keys in order and the sum of each one's values."""
     if len(keys) == 0:
         return keys, values
@@ -160,7 +166,9 @@ def _summed(keys: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDArr
     return ordered[starts], np.add.reduceat(values[order], starts, axis=0)
 
 
-def evaluate_cloud(cloud: Cloud, truth: TruthCloud, T_truth_world: NDArray[np.float64]) -> dict[str, Any] | None:
+def evaluate_cloud(
+    cloud: Cloud, truth: TruthCloud, T_truth_world: NDArray[np.float64]
+) -> dict[str, Any] | None:
     """Distances of the map to the truth and back, as plain numbers ready for JSON.
 
     Args:
@@ -170,8 +178,8 @@ def evaluate_cloud(cloud: Cloud, truth: TruthCloud, T_truth_world: NDArray[np.fl
 
     Returns:
         ``accuracy_mean, accuracy_median`` in metres and ``accuracy_ratio_5cm``; ``completeness_…`` likewise;
-        ``judged``: map points that counted for accuracy, ``points`` all of them, ``truth_points``. None when no
-        point of the map lies where the truth looked. Of more than 200,000 points every n-th is used.
+        ``judged``: map points that counted for accuracy, ``points`` all of them, ``truth_points``. None when
+        no point of the map lies where the truth looked. Of more than 200,000 points every n-th is used.
     """
     points = se3.transform(T_truth_world, cloud.points.astype(np.float64)).astype(np.float32)
     points = points[np.all(np.isfinite(points), axis=1)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of one run: the map from above with the paths, a frame with depth and confidence, errors and latency."""
+"""One picture of one run: map from above with the paths, a frame with its depth, errors, latency."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recon_ros.evaluation.trajectory import alignment, associate, position_error
 from recon_ros.frame import Cloud, Trajectory
 from recon_ros.geometry import se3
 
-# The panels, in shares of the figure: map and curves at the left between FOOT and HEAD, the frame's column at the right.
+# The panels, in shares of the figure: map and curves at the left, the frame's column at the right.
 LEFT, WIDTH, COLUMN, FOOT, HEAD, GAP = 0.04, 0.655, 0.72, 0.065, 0.865, 0.038
 INK, FAINT, PAPER = "#22262b", "#6b7280", "#ffffff"
 ESTIMATE, TRUTH, ERROR, LATENCY = "#e11d48", "#0ea5e9", "#e11d48", "#4f46e5"
@@ -72,7 +72,9 @@ def report_picture(
         _write_title(figure, title, report)
         bottom = bool(matched) or len(latencies_ms) > 0
         floor = 0.275 if bottom else FOOT
-        _draw_map(figure.add_axes((LEFT, floor, WIDTH, HEAD - floor)), cloud, trajectory, truth, matched, report)
+        _draw_map(
+            figure.add_axes((LEFT, floor, WIDTH, HEAD - floor)), cloud, trajectory, truth, matched, report
+        )
         _draw_frame(figure, image, depth, confidence, bool(report.get("metric_scale", True)))
         if bottom:
             _draw_series(figure, matched, latencies_ms)
@@ -141,7 +143,9 @@ def _draw_map(
     unit = "m" if report.get("metric_scale", True) else "map units"
     axes.set_title(f"Map from above: {len(cloud):,} points, {unit}")
     if len(trajectory) == 0:
-        axes.text(0.5, 0.5, "no frame was tracked", ha="center", va="center", transform=axes.transAxes, color=FAINT)
+        axes.text(
+            0.5, 0.5, "no frame was tracked", ha="center", va="center", transform=axes.transAxes, color=FAINT
+        )
         axes.set(xticks=[], yticks=[])
         return
     view = top_view(cloud, trajectory)
@@ -156,7 +160,13 @@ def _draw_map(
     axes.plot(*end, "s", ms=8, mfc=ESTIMATE, mec="white", mew=1.5, zorder=6, label="end")
     _set_grid(axes, view)
     axes.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 0.995), ncol=4, fontsize=10.5, frameon=False, borderaxespad=0, columnspacing=1.6
+        loc="lower right",
+        bbox_to_anchor=(1.0, 0.995),
+        ncol=4,
+        fontsize=10.5,
+        frameon=False,
+        borderaxespad=0,
+        columnspacing=1.6,
     )
 
 
@@ -165,7 +175,9 @@ def _on_map(view: TopView, trajectory: Trajectory) -> NDArray[np.float64]:
     return on_map
 
 
-def _draw_path(axes: Any, view: TopView, trajectory: Trajectory, colour: str, label: str, **style: Any) -> None:
+def _draw_path(
+    axes: Any, view: TopView, trajectory: Trajectory, colour: str, label: str, **style: Any
+) -> None:
     x, y = _on_map(view, trajectory).T
     axes.plot(x, y, color=colour, label=label, solid_capstyle="round", solid_joinstyle="round", **style)
 

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from recon_ros.frame import Cloud, Trajectory
 from recon_ros.geometry import se3
 
-HEADROOM = 0.3  # points higher above the camera than this share of its own height are cut off, as ceilings are
+HEADROOM = (
+    0.3  # points higher above the camera than this share of its own height are cut off, as ceilings are
+)
 COARSE_CELLS = 160
 MARGIN_PERCENTILE = 0.2
 BRIGHTER = np.round(255.0 * (np.arange(256) / 255.0) ** 0.75).astype(np.uint8)  # shelves are dark inside
@@ -36,8 +38,8 @@ class TopView:
 def top_view(cloud: Cloud, trajectory: Trajectory, pixels: int = 1000) -> TopView:
     """Look at a map from above.
 
-    Up is the mean of the cameras' own up (−y), which needs no gravity-aligned world; the map is turned so that its
-    smallest bounding rectangle lies straight, long side across.
+    Up is the mean of the cameras' own up (−y), which needs no gravity-aligned world; the map is turned so
+    that its smallest bounding rectangle lies straight, long side across.
 
     Args:
         cloud: the map; may be empty.
@@ -46,7 +48,9 @@ def top_view(cloud: Cloud, trajectory: Trajectory, pixels: int = 1000) -> TopVie
     """
     T = _levelled(trajectory)
     points, colours = _without_ceiling(cloud, trajectory, T)
-    turn = se3.make(_straightening(points if len(points) else se3.transform(T, trajectory.positions)), np.zeros(3))
+    turn = se3.make(
+        _straightening(points if len(points) else se3.transform(T, trajectory.positions)), np.zeros(3)
+    )
     T, points = turn @ T, se3.transform(turn, points)
     low, high = _bounds(points, se3.transform(T, trajectory.positions))
     cell = float(max(high[0] - low[0], 1e-6)) / pixels
@@ -90,7 +94,7 @@ def _straightening(points: NDArray[np.float64]) -> NDArray[np.float64]:
     cells, counts = np.unique(np.floor(plane / size).astype(np.int64), axis=0, return_counts=True)
     solid = cells[counts >= max(1, int(np.median(counts) * 0.5))]
     (_, (w, h), angle) = cv2.minAreaRect(solid.astype(np.float32))
-    # minAreaRect turns by at most 90°; the long side goes across, by the smaller of the two turns that do that.
+    # The long side goes across, by the smaller of the two turns that do that.
     angle = angle if w >= h else angle - 90.0
     angle = (angle + 90.0) % 180.0 - 90.0
     c, s = np.cos(np.radians(-angle)), np.sin(np.radians(-angle))

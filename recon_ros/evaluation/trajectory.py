@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors of an estimated trajectory against the truth: absolute (ATE), relative (RPE) and coverage.
 
-Definitions: Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012; alignment: Umeyama,
-"Least-squares estimation of transformation parameters between two point patterns", PAMI 1991; computed by evo.
+Definitions: Sturm et al., "A Benchmark for the Evaluation of RGB-D SLAM Systems", IROS 2012. Alignment:
+Umeyama, "Least-squares estimation of transformation parameters between two point patterns", PAMI 1991.
+Computed by evo.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ def evaluate_trajectory(
 
     Returns:
         ``se3_rmse, se3_mean, se3_median, se3_max``: position errors in metres after the best rigid alignment;
-        ``sim3_…``: the same after the best similarity alignment, with its ``scale`` (what the estimate must be
-        multiplied by);
-        ``rpe_frame_m, rpe_frame_rad``: rmse of the relative motion between consecutive pairs, without alignment;
+        ``sim3_…``: the same after the best similarity alignment, with its ``scale`` (what the estimate must
+        be multiplied by);
+        ``rpe_frame_m, rpe_frame_rad``: rmse of the relative motion between consecutive pairs, unaligned;
         ``rpe_metre_m, rpe_metre_rad``: the same over each metre of the true path, None where it is shorter;
         ``coverage``: share of the true poses that have an estimate; ``pairs``: how many were compared;
         ``path_length``: metres of the true path.
@@ -86,8 +87,8 @@ def associate(
     )
     if len(in_shorter) < MIN_PAIRS:
         raise DatasetError(
-            f"only {len(in_shorter)} poses of the trajectory have a true pose within {tolerance_ns / 1e6:g} ms; the "
-            f"estimate runs from {estimate.stamps_ns[0]} to {estimate.stamps_ns[-1]} ns, the truth from "
+            f"only {len(in_shorter)} poses of the trajectory have a true pose within {tolerance_ns / 1e6:g} ms; "
+            f"the estimate runs from {estimate.stamps_ns[0]} to {estimate.stamps_ns[-1]} ns, the truth from "
             f"{truth.stamps_ns[0]} to {truth.stamps_ns[-1]} ns"
         )
     pair = _selected(shorter, in_shorter), _selected(longer, in_longer)
@@ -101,8 +102,8 @@ def _selected(trajectory: Trajectory, indices: list[int]) -> Trajectory:
 def alignment(estimate: Trajectory, truth: Trajectory, with_scale: bool = False) -> NDArray[np.float64]:
     """The T_truth_world that brings an estimate closest to the truth.
 
-    Positions decide (Umeyama). Where they all lie on one line, or in one point, they leave a rotation open; then
-    the mean difference of the orientations decides about it.
+    Positions decide (Umeyama). Where they all lie on one line, or in one point, they leave a rotation open;
+    then the mean difference of the orientations decides about it.
 
     Args:
         estimate, truth: of equal length, as from `associate`.
@@ -124,7 +125,7 @@ def _on_a_line(positions: NDArray[np.float64]) -> bool:
 
 
 def _aligned_by_orientation(estimate: Trajectory, truth: Trajectory, with_scale: bool) -> NDArray[np.float64]:
-    """Rotation by the chordal mean of the orientations' differences, scale and translation by least squares."""
+    """Rotation by the chordal mean of the orientations' differences, the rest by least squares."""
     turns = truth.poses[:, :3, :3] @ se3.inverse(estimate.poses)[:, :3, :3]
     R = Rotation.from_matrix(turns).mean().as_matrix()
     x_mean, y_mean = estimate.positions.mean(axis=0), truth.positions.mean(axis=0)

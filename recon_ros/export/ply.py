@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Point clouds as binary PLY with colour and confidence, readable by Open3D, CloudCompare, MeshLab and Blender.
+"""Point clouds as binary PLY with colour and confidence, for Open3D, CloudCompare, MeshLab and others.
 
-Written with numpy, although Open3D can: robots set up from apt have no Open3D, and one writer means that equal clouds
-give equal bytes on every machine.
+Written with numpy, although Open3D can: robots set up from apt have no Open3D, and one writer means that
+equal clouds give equal bytes on every machine.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-CELL = 30
-"""Edge of the cells keypoints are spread over, pixels."""
+CELLS = 18
+"""Cells along the longer side of the image that keypoints are spread over."""
 PER_CELL = 10
 """Keypoints kept per cell at most, the strongest ones."""
 _BITS = np.array([bin(byte).count("1") for byte in range(256)], dtype=np.uint8)
@@ -65,18 +65,18 @@ class Detector:
         gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
         keypoints = self._orb.detect(gray, None)
         if keypoints:
-            keypoints = [keypoints[i] for i in _spread(keypoints, self.count)]
+            keypoints = [keypoints[i] for i in _spread(keypoints, max(gray.shape) / CELLS, self.count)]
             keypoints, descriptors = self._orb.compute(gray, keypoints)
         if not keypoints:
             return np.zeros((0, 2), np.float32), np.zeros((0, 32), np.uint8)
         return np.array([k.pt for k in keypoints], dtype=np.float32), descriptors
 
 
-def _spread(keypoints: Any, count: int) -> NDArray[np.int64]:
+def _spread(keypoints: Any, edge: float, count: int) -> NDArray[np.int64]:
     """Indices of the strongest keypoints of each cell, then of the strongest `count` of those."""
     pixels = np.array([k.pt for k in keypoints])
     strength = np.array([k.response for k in keypoints])
-    cell = (pixels[:, 1] // CELL).astype(np.int64) * 100_000 + (pixels[:, 0] // CELL).astype(np.int64)
+    cell = (pixels[:, 1] // edge).astype(np.int64) * 100_000 + (pixels[:, 0] // edge).astype(np.int64)
     order = np.lexsort((-strength, cell))
     position = np.arange(len(order))
     first = np.r_[True, np.diff(cell[order]) != 0]

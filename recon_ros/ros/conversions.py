@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """numpy to ROS messages. Arrays go through `array.array`, which rosidl takes as it is; stamps stay integers.
 
-Assigning bytes, a list or an ndarray to a ``uint8[]`` field costs a check per element (hundreds of ms per cloud);
-an ``array.array('B')`` costs one copy.
+Assigning bytes, a list or an ndarray to a ``uint8[]`` field costs a check per element (hundreds of ms per
+cloud); an ``array.array('B')`` costs one copy.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def cloud_message(
 ) -> PointCloud2:
     """sensor_msgs/PointCloud2 of (N, 3) finite points in metres, (N, 3) RGB and, if given, (N,) confidence.
 
-    16 bytes a point, 20 with confidence. The colour is PCL's: 0x00RRGGBB in the bits of a float named ``rgb``.
+    16 bytes a point, 20 with confidence. The colour is PCL's: 0x00RRGGBB in the bits of a float named
+    ``rgb``.
     """
     names = XYZRGB if confidence is None else (*XYZRGB, "confidence")
     message = PointCloud2(header=header(stamp_ns, frame_id))

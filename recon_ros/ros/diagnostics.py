@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """/diagnostics: Input, Tracking, Performance, Memory.
 
-Small tasks of our own with the monotonic clock: diagnostic_updater's FrequencyStatus measures on a clock that is
-not attached to the node, so the stamps of a recording always look wrong to it, and a timer on ROS time falls silent
-with `/clock`, which is when it is needed.
+Small tasks of our own with the monotonic clock: diagnostic_updater's FrequencyStatus measures on a clock that
+is not attached to the node, so the stamps of a recording always look wrong to it, and a timer on ROS time
+falls silent with `/clock`, which is when it is needed.
 """
 
 from __future__ import annotations

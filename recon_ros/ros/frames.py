@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the core's world to the robot's frames map, odom, base (REP-105), and their broadcast.
 
-The core's world is the first camera's optical frame (z forward). The map's is the first base's (x forward, z up,
-REP-103): T_map_base = T_base_camera · T_world_camera · T_base_camera⁻¹, so the first base pose is the identity.
+The core's world is the first camera's optical frame (z forward). The map's is the first base's (x forward, z
+up, REP-103): T_map_base = T_base_camera · T_world_camera · T_base_camera⁻¹, so the first base pose is the
+identity.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class Poses:
 class Frames:
     """Keeps map → odom, places each frame, and broadcasts.
 
-    Without odometry (`odom_source: none`) odom → base is ours and continuous: when a correction moves the past, it
-    goes into map → odom. With odometry, odom → base is the robot's and map → odom what is missing to the map.
+    Without odometry (`odom_source: none`) odom → base is ours and continuous: when a correction moves the
+    past, it goes into map → odom. With odometry, odom → base is the robot's and map → odom what is missing to
+    the map.
     """
 
     def __init__(self, node: Node, config: NodeConfig, tf: Tf) -> None:
@@ -149,8 +151,8 @@ def rigid(T: se3.Matrix) -> se3.Matrix:
 def covariance_of_base(covariance: NDArray[Any], poses: Poses, T_parent_base: se3.Matrix) -> se3.Matrix:
     """(6, 6) of the base's pose as ROS wants it, from that of the camera's pose in the camera frame.
 
-    A small motion ξ of the camera in its own frame is Ad(T_base_camera) ξ of the base in its own (Barfoot 2017,
-    §7.1.4); ROS states position and fixed-axis rotation along the axes of the frame the pose is in.
+    A small motion ξ of the camera in its own frame is Ad(T_base_camera) ξ of the base in its own (Barfoot
+    2017, §7.1.4); ROS states position and fixed-axis rotation along the axes of the frame the pose is in.
     """
     R, t = poses.T_base_camera[:3, :3], poses.T_base_camera[:3, 3]
     adjoint = np.zeros((6, 6))

@@ -120,10 +120,7 @@ class Inputs:
                 self._deliver(pair)
 
     def _on_image(self, message: Any) -> None:
-        encoding = getattr(message, "encoding", None) or message.format
-        self._statistics.image_received(
-            encoding, (getattr(message, "width", 0), getattr(message, "height", 0))
-        )
+        self._statistics.image_received(getattr(message, "encoding", None) or message.format)
         self._pass_on(self._intake.on_image(message))
 
     def _on_depth(self, message: Any) -> None:

@@ -14,12 +14,13 @@ from recon_ros.geometry import se3
 from recon_ros.ros.conversions import transform_message
 from recon_ros.ros.tf import Tf
 
-# A camera at the base that looks along +x: optical x is the base's -y, optical y its -z, optical z its x (REP-103).
+# A camera at the base that looks along +x: optical x is the base's -y, optical y its -z, optical z its x
+# (REP-103).
 T_BASE_OPTICAL = se3.make(np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]), np.zeros(3))
 
-# How long TF is given to tell before we say it ourselves: discovery alone takes up to 3.3 s, and a driver that
-# starts with its first image publishes its own tree in the same moment.
-GRACE_AFTER_START_S = 4.0
+# How long TF is given to tell before we say it ourselves: discovery alone takes up to 3.3 s, and a driver
+# that starts with its first image publishes its own tree in the same moment.
+GRACE_AFTER_START_S = 3.5
 GRACE_AFTER_FIRST_IMAGE_S = 1.0
 
 
@@ -54,6 +55,7 @@ class Mount:
 
     Attributes:
         camera_frame: name of the optical frame, from the first image on.
+        T_base_camera: (4, 4), once it is known.
     """
 
     def __init__(self, node: Node, config: NodeConfig, tf: Tf) -> None:
@@ -61,7 +63,7 @@ class Mount:
         self._parameter = mount_from_text(config.base_to_camera)
         self._started = time.monotonic()
         self._first_image: float | None = None
-        self._found: se3.Matrix | None = None
+        self.T_base_camera: se3.Matrix | None = None
         self.camera_frame = ""
 
     def start_grace(self) -> None:
@@ -75,16 +77,16 @@ class Mount:
             InputError: ``frame_id`` when the images change their frame.
         """
         camera_frame = self._config.camera_frame or image_frame
-        if self._found is None:
+        if self.T_base_camera is None:
             self.camera_frame = camera_frame
-            self._found = self._look(camera_frame)
+            self.T_base_camera = self._look(camera_frame)
         elif camera_frame != self.camera_frame:
             raise InputError(
                 "frame_id",
                 f"image has frame_id '{camera_frame}', those before had '{self.camera_frame}': are there two cameras "
                 "on one topic? If it is one, set camera_frame",
             )
-        return self._found
+        return self.T_base_camera
 
     def _look(self, camera_frame: str) -> se3.Matrix | None:
         base = self._config.base_frame

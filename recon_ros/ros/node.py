@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`recon_node`: the lifecycle node. Its callbacks store and hand over; the worker's thread does the work.
 
-A SingleThreadedExecutor and one worker thread: rclpy's multi-threaded executor costs more than it brings, and the
-heavy parts of the work (OpenCV, numpy) release the interpreter's lock.
+A SingleThreadedExecutor and one worker thread: rclpy's multi-threaded executor costs more than it brings, and
+the heavy parts of the work (OpenCV, numpy) release the interpreter's lock.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ReconNode(LifecycleNode):
     def autostart(self) -> bool:
         return bool(self.get_parameter("autostart").value)
 
-    # -- lifecycle ---------------------------------------------------------------------------------------------
+    # -- lifecycle -------------------------------------------------------------------------------------------
 
     @transition
     def on_configure(self, state: LifecycleState) -> None:
@@ -168,7 +168,7 @@ class ReconNode(LifecycleNode):
         self._pipeline.close()
         self._pipeline = None
 
-    # -- what comes in (executor's thread) ---------------------------------------------------------------------
+    # -- what comes in (executor's thread) -------------------------------------------------------------------
 
     def _deliver(self, pair: Pair) -> None:
         if self._active_pipeline.paused:
@@ -195,7 +195,7 @@ class ReconNode(LifecycleNode):
             )
             self._in_worker(self._pipeline.reset)
 
-    # -- services ----------------------------------------------------------------------------------------------
+    # -- services --------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
         # Answers wait for the worker, and must not hold up the images meanwhile.
@@ -246,7 +246,7 @@ class ReconNode(LifecycleNode):
         await finished
         return job.result()
 
-    # -- timers (steady clock: they go on when simulated time stands still) --------------------------------------
+    # -- timers (steady clock: they go on when simulated time stands still) ----------------------------------
 
     def _every(self, period: float, callback: Callable[[], None]) -> None:
         self._own_timers.append(self.create_timer(period, callback, clock=self._steady))
@@ -271,7 +271,7 @@ class ReconNode(LifecycleNode):
         if not job.cancelled() and isinstance(error := job.exception(), Exception):
             self._active_pipeline.failed(error)
 
-    # --------------------------------------------------------------------------------------------------------------
+    # --------------------------------------------------------------------------------------------------------
 
     @property
     def _active_pipeline(self) -> Pipeline:
@@ -295,7 +295,8 @@ def map_folder(config: MapConfig) -> Path:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; 1 when it cannot start."""
-    # rclpy's own handlers would invalidate the context under the worker's hands; ours let it finish its frame.
+    # rclpy's own handlers would invalidate the context under the worker's hands; ours let it finish its
+    # frame.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

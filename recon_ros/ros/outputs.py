@@ -78,33 +78,29 @@ class Outputs:
         pose.pose.covariance = covariance_of_base(camera_covariance, poses, poses.T_map_base).ravel()
         self.publish(interface.POSE, pose)
 
-    def images(self, update: Update, camera_frame: str) -> None:
-        """~/depth/image with its camera_info, and ~/confidence/image."""
+    def images(self, update: Update, confidence: NDArray[np.float32], camera_frame: str) -> None:
+        """~/depth/image with its camera_info, and ~/confidence/image, (H, W) in [0, 1]."""
         stamp, prediction = update.stamp_ns, update.prediction
         if self.wanted(interface.DEPTH_OUT):
             self.publish(interface.DEPTH_OUT, image_message(prediction.depth, stamp, camera_frame))
         if self.wanted(interface.DEPTH_INFO):
             self.publish(interface.DEPTH_INFO, camera_info_message(update.camera, stamp, camera_frame))
         if self.wanted(interface.CONFIDENCE):
-            self.publish(interface.CONFIDENCE, image_message(prediction.confidence, stamp, camera_frame))
+            self.publish(interface.CONFIDENCE, image_message(confidence, stamp, camera_frame))
 
-    def points(self, update: Update, poses: Poses, camera_frame: str) -> None:
+    def points(
+        self, update: Update, poses: Poses, confidence: NDArray[np.float32], camera_frame: str
+    ) -> None:
         """~/points of a keyframe: strided, confident points only, thinned out before they are serialised."""
         if not self.wanted(interface.POINTS):
             return
-        s = self.points_stride
-        points = update.prediction.points_self[::s, ::s]
-        confidence = update.prediction.confidence[::s, ::s]
-        keep = np.isfinite(points).all(axis=-1) & (
-            confidence >= self.min_confidence * update.prediction.confidence.max()
-        )
-        points, frame = points[keep], camera_frame
+        s, frame = self.points_stride, camera_frame
+        points, confidence = update.prediction.points_self[::s, ::s], confidence[::s, ::s]
+        keep = np.isfinite(points).all(axis=-1) & (confidence >= self.min_confidence)
+        points, confidence, colours = points[keep], confidence[keep], update.image[::s, ::s][keep]
         if self._config.points_frame == "map":
             points, frame = se3.transform(poses.T_map_camera, points), self._config.map_frame
-        colours = np.ascontiguousarray(update.image[::s, ::s][keep])
-        self.publish(
-            interface.POINTS, cloud_message(points, colours, update.stamp_ns, frame, confidence[keep])
-        )
+        self.publish(interface.POINTS, cloud_message(points, colours, update.stamp_ns, frame, confidence))
 
     def map(self, cloud: Cloud, T_map_world: se3.Matrix, stamp_ns: int) -> None:
         """~/map of the world's cloud."""
@@ -134,8 +130,8 @@ class Outputs:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Velocity of the base in its own axes by difference from the frame before, and its covariance.
 
-        Both poses are uncertain by themselves, so the covariance of the difference is the sum over dt². A gap of
-        more than a second says nothing of the velocity now.
+        Both poses are uncertain by themselves, so the covariance of the difference is the sum over dt². A gap
+        of more than a second says nothing of the velocity now.
         """
         previous, self._previous = self._previous, (stamp_ns, T, covariance)
         if previous is None or not 0 < stamp_ns - previous[0] < 1_000_000_000:

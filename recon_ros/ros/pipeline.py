@@ -12,7 +12,7 @@ import numpy as np
 from rclpy.node import Node
 
 from recon_ros.config import Config, NodeConfig, nested
-from recon_ros.errors import InputError
+from recon_ros.errors import ConfigError, InputError
 from recon_ros.export.snapshot import Snapshot
 from recon_ros.frame import Frame, State, Trajectory, Update
 from recon_ros.geometry import se3
@@ -39,7 +39,11 @@ class Pipeline:
         self.config, self.node_config = config, node_config
         self.statistics = statistics
         self.reconstructor = Reconstructor(config)
-        self.intake = Intake(config.input, node_config.use_depth, round(node_config.sync_tolerance * 1e9))
+        card = self.reconstructor.source.card
+        if card.needs_depth and not node_config.use_depth:
+            raise ConfigError(f"source '{config.source}' needs a depth stream, but use_depth is false")
+        tolerance_ns = round(node_config.sync_tolerance * 1e9)
+        self.intake = Intake(config.input, node_config.use_depth, tolerance_ns, card.needs_camera)
         self.tf = tf.make(node, self._warn_of_foreign_edge)
         self.mount = Mount(node, node_config, self.tf)
         self.frames = Frames(node, node_config, self.tf)
@@ -51,7 +55,6 @@ class Pipeline:
         self._throttle = Throttle()
         self._faults: set[str] = set()
         self._foreign: set[tuple[str, str]] = set()
-        self._T_base_camera: se3.Matrix | None = None
         self._last_stamp_ns = 0
         self._epoch = 0
         self._published: dict[str, tuple[int, int, int]] = {}
@@ -62,7 +65,7 @@ class Pipeline:
         self.outputs.close()
         self.tf.close()
 
-    # -- a frame -----------------------------------------------------------------------------------------------
+    # -- a frame ---------------------------------------------------------------------------------------------
 
     def handle(self, pair: Pair) -> None:
         """Decode, process, publish; an unusable frame is counted and said, and changes nothing."""
@@ -102,33 +105,36 @@ class Pipeline:
 
     def _process(self, frame: Frame, started: float) -> None:
         T_base_camera = self.mount.find(frame.frame_id)
-        if T_base_camera is None:  # TF is still given time to tell
-            self.statistics.count("dropped")
-            return
         T_odom_base = self.odometry.at(frame.stamp_ns, self.cancelled)
-        if T_odom_base is not None:
+        if T_odom_base is not None and T_base_camera is not None:
             frame = dataclasses.replace(frame, T_odom_camera=T_odom_base @ T_base_camera)
         before = time.monotonic()
         update = self.reconstructor.process(frame)
         inference_ms = (time.monotonic() - before) * 1e3
-        poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose)
+        poses = None
+        if T_base_camera is not None:  # otherwise TF is still given time to tell; the map grows meanwhile
+            poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose)
         self._publish(update, poses)
-        self._note(update, inference_ms, self._latency_ms(update.stamp_ns, started))
+        self._note(update, frame.image.shape[:2], inference_ms, self._latency_ms(update.stamp_ns, started))
 
     def _publish(self, update: Update, poses: Poses | None) -> None:
+        confidence = self.reconstructor.source.card.normalised(update.prediction.confidence)
         self.frames.broadcast(update.stamp_ns, poses)
         if poses is None:
             self.outputs.forget()
         else:
             self.outputs.poses(update, poses)
             if update.keyframe_id is not None:
-                self.outputs.points(update, poses, self.mount.camera_frame)
-        self.outputs.images(update, self.mount.camera_frame)
+                self.outputs.points(update, poses, confidence, self.mount.camera_frame)
+        self.outputs.images(update, confidence, self.mount.camera_frame)
         self._last_stamp_ns = update.stamp_ns
         self.publish_keyframes()
 
-    def _note(self, update: Update, inference_ms: float, latency_ms: float) -> None:
+    def _note(
+        self, update: Update, image_size: tuple[int, ...], inference_ms: float, latency_ms: float
+    ) -> None:
         s = self.statistics
+        s.size = (image_size[1], image_size[0])
         s.confidence, s.is_metric = update.confidence, update.is_metric
         if update.keyframe_id is not None:
             keyframes = self.reconstructor.keyframes
@@ -145,7 +151,7 @@ class Pipeline:
     def _keyframe_pose(self, keyframe_id: int) -> se3.Matrix | None:
         return next((k.T_world_camera for k in self.reconstructor.keyframes if k.id == keyframe_id), None)
 
-    # -- what is derived from the whole map --------------------------------------------------------------------
+    # -- what is derived from the whole map ------------------------------------------------------------------
 
     def publish_keyframes(self) -> None:
         """~/keyframes, if they have changed and somebody listens."""
@@ -173,7 +179,7 @@ class Pipeline:
 
     def _is_due(self, topic: interface.Topic) -> bool:
         """Whether a latched topic has something new and a listener; if so it is taken for published."""
-        if self._T_base_camera is None or not self.outputs.wanted(topic):
+        if self.mount.T_base_camera is None or not self.outputs.wanted(topic):
             return False
         frames = self.statistics.counts["processed"] if topic is interface.PATH else 0
         version = (self._epoch, self.reconstructor.map_version, frames)
@@ -184,15 +190,15 @@ class Pipeline:
 
     @property
     def _T_map_world(self) -> se3.Matrix:
-        """The world is the first camera's frame and the map the first base's, so this is where the camera sits."""
-        assert self._T_base_camera is not None, "nothing is published before the first frame"
-        return self._T_base_camera
+        """The world is the first camera's frame, the map the first base's: this is where the camera sits."""
+        assert self.mount.T_base_camera is not None, "nothing in the map is published before it is known"
+        return self.mount.T_base_camera
 
     @property
     def _T_camera_base(self) -> se3.Matrix:
         return se3.inverse(self._T_map_world)
 
-    # -- commands ----------------------------------------------------------------------------------------------
+    # -- commands --------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
         """Forget map, poses and memory; the source stays loaded. Latched topics will show the empty map."""
@@ -208,7 +214,7 @@ class Pipeline:
     def apply(self, config: Config, node_config: NodeConfig) -> None:
         """Take over the dynamic parameters."""
         self.config, self.node_config = config, node_config
-        self.reconstructor.reconfigure(config)
+        self.reconstructor.set_config(config)
         self.frames.transform_tolerance = node_config.transform_tolerance
         self.outputs.points_stride = node_config.points_stride
         self.outputs.min_confidence = config.map.min_confidence
@@ -226,7 +232,7 @@ class Pipeline:
             is_metric=self.statistics.is_metric,
         )
 
-    # -- words -------------------------------------------------------------------------------------------------
+    # -- words -----------------------------------------------------------------------------------------------
 
     @property
     def state(self) -> State:
@@ -237,7 +243,9 @@ class Pipeline:
         """~/status."""
         if self.outputs.wanted(interface.STATUS):
             name = self._node.get_fully_qualified_name()
-            message = status_message(name, self.statistics, self.state, self._skipped(), self.config.source)
+            message = status_message(
+                name, self.statistics, self.state, self._skipped(), self.reconstructor.source
+            )
             self.outputs.publish(interface.STATUS, message)
 
     def say_warnings(self) -> None:

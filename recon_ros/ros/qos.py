@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 
-# Pairs of image and depth that the middleware holds for us while the executor is busy. Of a best-effort stream
-# nothing is sent twice, so with a depth of 1 a single late callback (a service call, the garbage collector, a
-# burst of image and depth together) loses a frame and no counter knows. Ten frames are 0.3 s at 30 Hz; the
-# executor only stores what it takes, so it empties the queue at once and the worker's mailbox, which does
-# count, decides what is dropped.
+# Pairs of image and depth that the middleware holds for us while the executor is busy. Of a best-effort
+# stream nothing is sent twice, so with a depth of 1 a single late callback (a service call, the garbage
+# collector, a burst of image and depth together) loses a frame and no counter knows. Ten frames are 0.3 s at
+# 30 Hz; the executor only stores what it takes, so it empties the queue at once and the worker's mailbox,
+# which does count, decides what is dropped.
 SENSOR_DEPTH = 10
 
 # With queue:=all the player runs ahead of us; this many frames may wait in the middleware.

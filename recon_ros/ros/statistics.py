@@ -21,15 +21,15 @@ class Statistics:
     """Counters and a short memory of times; monotonic clock throughout, so simulated time cannot freeze it.
 
     Attributes:
-        state: of the last processed frame.
-        confidence: of the last pose, [0, 1].
-        inference_ms: time of the last frame in the core.
-        latency_ms: of the last frame, stamp to publication (or reception to publication where the clock and the
+        state: of the last processed frame. confidence: of the last pose, [0, 1]. inference_ms: time of the
+        last frame in the core. latency_ms: of the last frame, stamp to publication (or reception to
+        publication where the clock and the
             stamps are not of one time).
         keyframes, keyframe_mb, points, loops: what the map holds.
         is_metric: whether lengths are metres.
         lost_since: when the pose was lost, monotonic seconds, or None.
-        encoding, size: of the last image.
+        encoding: of the last image that came.
+        size: width and height of the last image that was decoded.
     """
 
     state: State = State.INITIALIZING
@@ -50,11 +50,11 @@ class Statistics:
     _processed: deque[tuple[float, float]] = field(default_factory=deque)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def image_received(self, encoding: str, size: tuple[int, int]) -> None:
+    def image_received(self, encoding: str) -> None:
         """An image came, decoded or not."""
         now = time.monotonic()
         with self._lock:
-            self.last_image, self.encoding, self.size = now, encoding, size
+            self.last_image, self.encoding = now, encoding
             self.counts["received"] += 1
             self._received.append(now)
 

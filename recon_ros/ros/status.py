@@ -7,6 +7,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from recon_ros.frame import State
 from recon_ros.ros.statistics import Statistics
+from recon_ros.runtimes.step import StepRuntime
 
 # Lost for longer than this is an error: somebody has to carry the camera back.
 LOST_ERROR_S = 10.0
@@ -35,7 +36,7 @@ def tracking_level(statistics: Statistics) -> bytes:
 
 
 def status_message(
-    name: str, statistics: Statistics, state: State, skipped: dict[str, int], network: str
+    name: str, statistics: Statistics, state: State, skipped: dict[str, int], source: StepRuntime
 ) -> DiagnosticStatus:
     """diagnostic_msgs/DiagnosticStatus of the node; `skipped` counts refused messages by reason."""
     counts = statistics.counts
@@ -53,8 +54,8 @@ def status_message(
         "inference_ms": statistics.inference_ms,
         "confidence": statistics.confidence,
         "metric_scale": statistics.is_metric,
-        "runtime": "cpu",
-        "network": network,
+        "runtime": source.runtime,
+        "network": source.card.name,
         **{f"skipped.{reason}": number for reason, number in sorted(skipped.items())},
     }
     return DiagnosticStatus(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speaking and hearing TF: tf2_ros where it is installed, our own few lines where it is not, nothing without tf2_msgs.
 
-tf2_ros is not among the wheels of ROS; `OwnTf` does on the same topics, with the same messages and QoS, what this
-node needs of it.
+tf2_ros is not among the wheels of ROS; `OwnTf` does on the same topics, with the same messages and QoS, what
+this node needs of it.
 """
 
 from __future__ import annotations

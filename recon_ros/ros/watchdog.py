@@ -82,7 +82,10 @@ def _topics_of_type(node: Node, wanted: str, besides: str) -> list[str]:
     return [
         name
         for name, types in node.get_topic_names_and_types()
-        if wanted in types and name != besides and node.count_publishers(name) and f"/{node.get_name()}/" not in name
+        if wanted in types
+        and name != besides
+        and node.count_publishers(name)
+        and f"/{node.get_name()}/" not in name
     ][:5]
 
 

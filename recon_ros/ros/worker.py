@@ -19,11 +19,13 @@ BACK_PRESSURE_AT = 300
 class Worker(Generic[Item]):
     """Handles one thing at a time in its own thread: commands first, then the next frame.
 
-    Policy ``newest`` keeps one frame; a newer one replaces it and `dropped` hears of the loss, so the latency is
-    bounded by the time of one frame. Policy ``all`` keeps every frame and makes `offer` wait when too many do.
+    Policy ``newest`` keeps one frame; a newer one replaces it and `dropped` hears of the loss, so the latency
+    is bounded by the time of one frame. Policy ``all`` keeps every frame and makes `offer` wait when too many
+    do.
 
     `handle` and `failed` are called in the worker's thread; an exception of `handle` goes to `failed` and the
-    worker goes on. `dropped` is told how many frames were lost, by whoever lost them. The thread is a daemon so that a frame that never returns cannot keep the process alive.
+    worker goes on. `dropped` is told how many frames were lost, by whoever lost them. The thread is a daemon
+    so that a frame that never returns cannot keep the process alive.
     """
 
     def __init__(
@@ -65,7 +67,8 @@ class Worker(Generic[Item]):
     def stop(self, timeout: float = 10.0, drain: bool = False) -> bool:
         """End the thread after what it is doing now; False if that took longer than `timeout` seconds.
 
-        Commands that wait are cancelled and frames dropped and counted, unless `drain`, which does them first.
+        Commands that wait are cancelled and frames dropped and counted, unless `drain`, which does them
+        first.
         """
         with self._changed:
             self._running, self._drain = False, drain
