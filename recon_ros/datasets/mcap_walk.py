@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import lz4.frame  # type: ignore[import-untyped]
 import zstandard
@@ -79,24 +79,24 @@ class McapWalk:
         """The records of the file, chunks opened, as far as they go; what stops them goes into `damage`."""
         self.damage = []
         with self.path.open("rb") as file:
-            stream = _CutStream(file)
             end, reason = 0, "its footer is missing"
             try:
-                for record in StreamReader(cast(BinaryIO, stream), emit_chunks=True).records:
+                for record in StreamReader(file, emit_chunks=True).records:
                     if isinstance(record, Footer):
                         return
                     if isinstance(record, Chunk):
                         yield from self._records_of(record)
-                    elif not stream.is_cut:  # the mcap package hands out a cut record as if it were whole
+                    else:
                         yield record
                     end = file.tell()
             except DAMAGE as error:
                 reason = str(error) or type(error).__name__
-            if stream.is_cut:
-                self.damage.append(f"'{self.path.name}' is cut off at byte {file.tell()}.")
-                yield from self._records_of_stump(file, end)
+            place = file.tell()
+            if file.read(1):
+                self.damage.append(f"'{self.path.name}' is damaged before byte {place}: {reason}.")
             else:
-                self.damage.append(f"'{self.path.name}' is damaged before byte {file.tell()}: {reason}.")
+                self.damage.append(f"'{self.path.name}' is cut off at byte {place}.")
+                yield from self._records_of_stump(file, end)
 
     def _records_of_stump(self, file: BinaryIO, start: int) -> list[McapRecord]:
         """The records in what is left of the record at byte `start`, if it is a chunk."""
@@ -116,25 +116,9 @@ class McapWalk:
             self.damage.append(f"A chunk of '{self.path.name}' is damaged and left out: {error}.")
             return []
         records: list[McapRecord] = []
-        stream = _CutStream(io.BytesIO(data))
         with suppress(*DAMAGE):  # a chunk has no footer: the end of the data ends it
-            for record in StreamReader(cast(BinaryIO, stream), skip_magic=True).records:
-                if not stream.is_cut:
-                    records.append(record)
+            records.extend(StreamReader(io.BytesIO(data), skip_magic=True).records)
         return sorted(records, key=_recording_time)
-
-
-class _CutStream:
-    """A stream that remembers having given less than it was asked for."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-        self.is_cut = False
-
-    def read(self, size: int) -> bytes:
-        data = self._stream.read(size)
-        self.is_cut = self.is_cut or len(data) < size
-        return data
 
 
 def _decompressed(chunk: Chunk) -> bytes:

@@ -45,8 +45,7 @@ class BagReader:
         topics: the topics in use.
 
     Raises:
-        DatasetError: when there is no recording, it has no image, or lacks the depth or calibration asked
-        for.
+        DatasetError: when there is no recording, or it lacks images or the depth or calibration asked for.
     """
 
     def __init__(
@@ -115,8 +114,9 @@ class BagReader:
         """
         self._intake = self._new_intake()
         image, camera_info, depth = self.topics.image, self.topics.camera_info, self.topics.depth
-        if camera_info:
-            self._intake.on_camera_info(self._recording.first(camera_info))
+        first_info = self._recording.first(camera_info) if camera_info else None
+        if first_info is not None:
+            self._intake.on_camera_info(first_info)
         wanted = [image, camera_info, depth if self.use_depth else None]
         take_in = {image: self._intake.on_image, depth: self._intake.on_depth}
         for topic, msg in self._recording.objects([topic for topic in wanted if topic]):

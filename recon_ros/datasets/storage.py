@@ -89,9 +89,10 @@ class Recording:
         """Topic and message object of the messages of these topics; those that cannot be read are None."""
         for topic, msgtype, _, data in self.messages(topics):
             try:
-                yield topic, self._deserialised(data, msgtype)
+                msg = self._deserialised(data, msgtype)
             except Exception:  # rosbags' generated code fails in whatever way on broken bytes
-                yield topic, None
+                msg = None
+            yield topic, msg
 
     def first(self, topic: str) -> Any | None:
         """The first message object of a topic, or None when there is none that can be read."""
@@ -142,12 +143,12 @@ class _RosbagsStorage:
 
     def _after_damage(self, topics: Collection[str], count: int, error: Exception) -> Iterator[RawMessage]:
         """What is still to be had behind a damaged place, after `count` messages."""
+        self.loss = f"'{self.path.name}' can be read up to a damaged place only: {_reason(error)}."
         if self.path.suffix == ".mcap":
-            walked = _WalkedStorage(self.path)
-            self.loss = walked.loss
-            yield from islice(walked.messages(topics), count, None)
-        else:
-            self.loss = f"'{self.path.name}' can be read up to a damaged place only: {_reason(error)}."
+            with suppress(DatasetError):
+                walked = _WalkedStorage(self.path)
+                self.loss = walked.loss
+                yield from islice(walked.messages(topics), count, None)
 
     def close(self) -> None:
         self._reader.close()

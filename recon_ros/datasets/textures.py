@@ -285,12 +285,10 @@ def beam(rng: Rng, height: int, width: int, colour: Colour, names: Sequence[str]
 
 
 def bricks(rng: Rng, height: int, width: int, metres_per_pixel: float) -> Texture:
-    """A brick wall in running bond, painted light below the top of the racks and grey at the bottom."""
+    """A brick wall in running bond with a painted plinth."""
     tall, wide = round(0.085 / metres_per_pixel), round(0.26 / metres_per_pixel)
     rows, columns = height // tall + 2, width // wide + 2
-    tones = rng.normal(0, 1, (rows, columns, 1)).astype(np.float32) * (15, 12, 10) + np.float32(
-        [166, 104, 82]
-    )
+    tones = np.array([166, 104, 82]) + rng.normal(0, 1, (rows, columns, 1)) * np.array([15, 12, 10])
     y, x = np.mgrid[:height, :width]
     row = y // tall
     shifted = x + (row % 2) * (wide // 2)

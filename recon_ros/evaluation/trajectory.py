@@ -87,7 +87,7 @@ def associate(
     )
     if len(in_shorter) < MIN_PAIRS:
         raise DatasetError(
-            f"only {len(in_shorter)} poses of the trajectory have a true pose within {tolerance_ns / 1e6:g} ms; "
+            f"only {len(in_shorter)} of the poses have a true pose within {tolerance_ns / 1e6:g} ms; "
             f"the estimate runs from {estimate.stamps_ns[0]} to {estimate.stamps_ns[-1]} ns, the truth from "
             f"{truth.stamps_ns[0]} to {truth.stamps_ns[-1]} ns"
         )

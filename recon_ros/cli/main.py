@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon`: the command line. Commands load what they need when they run, so that --help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from recon_ros.errors import ReconError
+
+app = typer.Typer(
+    name="recon",
+    help="Live metric 3D maps from camera streams.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML file of options", show_default=False)]
+Settings = Annotated[
+    Optional[list[str]],
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one option, e.g. memory.max_keyframes=100; repeatable"),
+]
+ImageTopic = Annotated[Optional[str], typer.Option(help="Image topic; found by type when not given", show_default=False)]
+InfoTopic = Annotated[Optional[str], typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)]
+DepthTopic = Annotated[Optional[str], typer.Option(help="Depth topic, registered to the image", show_default=False)]
+TruthTopic = Annotated[Optional[str], typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)]
+
+
+@contextmanager
+def _spoken_errors() -> Iterator[None]:
+    """An expected error is one sentence on stderr and exit code 1, never a stack trace."""
+    try:
+        yield
+    except ReconError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+@app.callback()
+def _root() -> None:
+    """Live metric 3D maps from camera streams."""
+
+
+@app.command()
+def run(
+    recording: Annotated[Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")],
+    source: Annotated[Optional[str], typer.Option(help="Where pointmaps come from", show_default="depth")] = None,
+    no_loops: Annotated[bool, typer.Option("--no-loops", help="Close no loops")] = False,
+    save_depth: Annotated[bool, typer.Option("--save-depth", help="Also write depth/<stamp_ns>.npy")] = False,
+    evaluate_map: Annotated[bool, typer.Option(help="Compare the map with the truth where the recording has one")] = True,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    image_topic: ImageTopic = None,
+    camera_info_topic: InfoTopic = None,
+    depth_topic: DepthTopic = None,
+    ground_truth_topic: TruthTopic = None,
+) -> None:
+    """Reconstruct a recording offline: every frame, in order, the same result each time."""
+    with _spoken_errors():
+        from recon_ros.cli.run import Offline, resolve
+        from recon_ros.datasets.topics import Topics
+
+        topics = Topics(
+            image=image_topic, camera_info=camera_info_topic, depth=depth_topic, ground_truth=ground_truth_topic
+        )
+        if no_loops:
+            Console(stderr=True).print("note: this version closes no loops, --no-loops changes nothing")
+        Offline(recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map).run()
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")] = Path("out/demo"),
+    bag: Annotated[Optional[Path], typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False)] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="Use the recording's depth (the only source in this version)")] = True,
+    rate: Annotated[float, typer.Option(min=0.01, max=100, help="Speed of playing")] = 1.0,
+    config: ConfigFile = None,
+    settings: Settings = None,
+    image_topic: ImageTopic = None,
+    camera_info_topic: InfoTopic = None,
+    depth_topic: DepthTopic = None,
+    ground_truth_topic: TruthTopic = None,
+) -> None:
+    """Run the live node over DDS on a recording, and show what it published."""
+    with _spoken_errors():
+        from recon_ros.cli.demo import Demo
+        from recon_ros.cli.run import resolve
+        from recon_ros.datasets.topics import Topics
+
+        topics = Topics(
+            image=image_topic, camera_info=camera_info_topic, depth=depth_topic, ground_truth=ground_truth_topic
+        )
+        Demo(out, bag, resolve(config, settings or [], None), topics, rate).run()
+
+
+def main() -> None:
+    """Entry point of the `recon` script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

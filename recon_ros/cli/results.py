@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every run ends with: map, trajectory, numbers and one picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from recon_ros.errors import DatasetError
+from recon_ros.evaluation.cloud import evaluate_cloud, truth_cloud
+from recon_ros.evaluation.picture import report_picture
+from recon_ros.evaluation.report import print_report, write_report
+from recon_ros.evaluation.trajectory import alignment, associate, evaluate_trajectory
+from recon_ros.export.ply import write_ply
+from recon_ros.export.tum import write_tum
+from recon_ros.frame import Cloud, Frame, Trajectory, Update
+
+
+class Middle:
+    """Keeps image, depth and confidence of the frame in the middle of a run, for the picture."""
+
+    def __init__(self, expected: int) -> None:
+        self._due = expected // 2
+        self._seen = 0
+        self.image: NDArray[np.uint8] | None = None
+        self.depth: NDArray[np.float32] | None = None
+        self.confidence: NDArray[np.float32] | None = None
+
+    def offer(self, update: Update) -> None:
+        """Take the frame if the middle has not been passed yet."""
+        if self._seen <= self._due:
+            self.image, self.depth = update.image, update.prediction.depth
+            self.confidence = update.prediction.confidence
+        self._seen += 1
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """What a run has brought; see `write_results`."""
+
+    name: str
+    cloud: Cloud
+    trajectory: Trajectory
+    truth: Trajectory | None
+    middle: Middle
+    latencies_ms: Sequence[float]
+
+
+def write_results(
+    out: Path, results: Results, report: dict[str, Any], true_frames: Iterable[Frame] | None = None
+) -> None:
+    """Write map.ply, trajectory.tum, report.json and report.png to `out`, and print the report.
+
+    Args:
+        out: folder that exists.
+        results: of the run.
+        report: from `build_report`; errors against the truth are added to it.
+        true_frames: the recording's frames once more, to fuse a true cloud from; None leaves the map unjudged.
+    """
+    write_ply(out / "map.ply", results.cloud)
+    write_tum(out / "trajectory.tum", results.trajectory)
+    _judge(results, report, true_frames)
+    write_report(out / "report.json", report)
+    report_picture(
+        out / "report.png",
+        report=report,
+        cloud=results.cloud,
+        trajectory=results.trajectory,
+        truth=results.truth,
+        image=results.middle.image,
+        depth=results.middle.depth,
+        confidence=results.middle.confidence,
+        latencies_ms=results.latencies_ms,
+        title=results.name,
+    )
+    print_report(report)
+    Console().print(f"results: {out}", highlight=False, soft_wrap=True)
+
+
+def _judge(results: Results, report: dict[str, Any], true_frames: Iterable[Frame] | None) -> None:
+    """Fill in the errors against the truth where there is one that can be compared."""
+    if results.truth is None:
+        return
+    try:
+        report["ate"] = evaluate_trajectory(results.trajectory, results.truth)
+        if true_frames is not None:
+            T_truth_world = alignment(*associate(results.trajectory, results.truth))
+            report["cloud"] = evaluate_cloud(results.cloud, truth_cloud(true_frames, results.truth), T_truth_world)
+    except DatasetError as error:
+        Console(stderr=True).print(f"[yellow]warning:[/] not compared with the truth: {error}", highlight=False)

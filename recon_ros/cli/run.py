@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon run`: a recording through the core, without a ROS graph; deterministic, no frame is dropped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recon_ros.cli.results import Middle, Results, write_results
+from recon_ros.config import Config, load_yaml, nested, updated
+from recon_ros.datasets.rosbag import BagReader
+from recon_ros.datasets.topics import Topics
+from recon_ros.errors import ConfigError, DatasetError, InputError, ReconError
+from recon_ros.evaluation.report import RunRecord, build_report
+from recon_ros.export.tum import write_tum
+from recon_ros.frame import Frame, State, Trajectory, Update
+from recon_ros.geometry.grid import Grid
+from recon_ros.reconstructor import Reconstructor
+
+
+def resolve(path: Path | None, settings: list[str], source: str | None) -> Config:
+    """The configuration from a YAML file, then ``key=value`` settings, then the source's name.
+
+    Options of the node in the file are passed over, so that the node's own parameter file serves here, too.
+
+    Raises:
+        ConfigError: for anything unknown or out of range.
+    """
+    from recon_ros.config import NodeConfig, flatten
+
+    config = Config()
+    if path is not None:
+        node_options = flatten(NodeConfig())
+        config = updated(config, {k: v for k, v in load_yaml(path).items() if k not in node_options})
+    flat = {}
+    for setting in settings:
+        key, separator, value = setting.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {setting} has no value; write --set key=value")
+        flat[key.strip()] = value.strip()
+    if source is not None:
+        flat["source"] = source
+    return updated(config, flat)
+
+
+class Offline:
+    """One offline run."""
+
+    def __init__(
+        self, recording: Path, out: Path, config: Config, topics: Topics, save_depth: bool, evaluate_map: bool
+    ) -> None:
+        self._recording = recording
+        self._out = out
+        self._config = config
+        self._topics = topics
+        self._save_depth = save_depth
+        self._evaluate_map = evaluate_map
+        self._console = Console(stderr=True)
+
+    def run(self) -> None:
+        """Read, reconstruct, evaluate, write, show.
+
+        Raises:
+            ReconError: when the recording or the configuration cannot be used, or no frame could.
+        """
+        self._reconstructor = Reconstructor(self._config)
+        with BagReader(self._recording, self._topics, self._config.input) as reader:
+            self._prepare_folder()
+            self._record = RunRecord()
+            self._middle = Middle(len(reader))
+            self._reconstruct(reader)
+            self._account(reader)
+            self._write(reader)
+
+    def _prepare_folder(self) -> None:
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+            (self._out / "config.yaml").write_text(yaml.safe_dump(nested(self._config), sort_keys=False))
+            if self._save_depth:
+                (self._out / "depth").mkdir(exist_ok=True)
+        except OSError as error:
+            raise ReconError(f"cannot write to {self._out}: {error.strerror}") from error
+
+    def _reconstruct(self, reader: BagReader) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task("reconstructing", total=len(reader))
+            for frame in reader.frames():
+                self._process(frame)
+                progress.update(task, advance=1, description=f"{self._reconstructor.state.value:12}")
+
+    def _process(self, frame: Frame) -> None:
+        start = time.perf_counter()
+        try:
+            update = self._reconstructor.process(frame)
+        except InputError as error:
+            self._record.skip(error.reason)
+            return
+        latency_ms = (time.perf_counter() - start) * 1e3
+        self._record.processed(update.T_world_camera is not None, latency_ms, update.timings_ms)
+        self._middle.offer(update)
+        if self._save_depth:
+            np.save(self._out / "depth" / f"{frame.stamp_ns}.npy", self._input_depth(frame, update))
+
+    def _input_depth(self, frame: Frame, update: Update) -> np.ndarray:
+        """(H, W) float32 of the input image's size, NaN where there is none."""
+        height, width = frame.image.shape[:2]
+        card = self._reconstructor.source.card
+        max_size = min(self._config.input.max_size, card.max_size or self._config.input.max_size)
+        return Grid.fit(width, height, max_size, card.multiple).depth_back(update.prediction.depth)
+
+    def _account(self, reader: BagReader) -> None:
+        """What did not become a frame; warn of what the user should know."""
+        for name, count in reader.counters.items():
+            if name.startswith("skipped_"):
+                self._record.skipped[name.removeprefix("skipped_")] += count
+            elif name in ("unpaired_images", "unreadable") and count:
+                self._record.skipped[name] += count
+        for reason, message in reader.warnings().items():
+            self._console.print(f"[yellow]warning:[/] {reason}: {message}", highlight=False, soft_wrap=True)
+        if reader.loss:
+            self._console.print(f"[yellow]warning:[/] {reader.loss}", highlight=False, soft_wrap=True)
+        if not self._record.latencies_ms:
+            raise DatasetError(
+                f"no frame of {self._recording} could be used: {dict(self._record.skipped) or 'it is empty'}"
+            )
+        if self._reconstructor.state is State.INITIALIZING:
+            self._console.print("[yellow]warning:[/] no frame had enough texture and depth to begin a map")
+
+    def _write(self, reader: BagReader) -> None:
+        reconstructor = self._reconstructor
+        keyframes = reconstructor.keyframes
+        write_tum(self._out / "trajectory_live.tum", reconstructor.live_trajectory())
+        write_tum(
+            self._out / "keyframes.tum",
+            Trajectory(
+                np.array([k.stamp_ns for k in keyframes], np.int64), np.array([k.T_world_camera for k in keyframes])
+            ),
+        )
+        results = Results(
+            name=self._recording.resolve().name,
+            cloud=reconstructor.map_cloud(),
+            trajectory=reconstructor.trajectory(),
+            truth=reader.ground_truth(),
+            middle=self._middle,
+            latencies_ms=self._record.latencies_ms,
+        )
+        report = build_report(
+            self._record,
+            source=self._config.source,
+            runtime=reconstructor.source.runtime,
+            config=self._config,
+            keyframes=len(keyframes),
+            loops=0,
+            metric_scale=reconstructor.source.card.is_metric,
+        )
+        true_frames = reader.frames() if self._evaluate_map and reader.topics.depth else None
+        write_results(self._out, results, report, true_frames)
