@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """recon_ros: a camera stream in, a live, metric, bounded 3D map out.
 
-    from recon_ros import Config, Frame, Reconstructor
+from recon_ros import Config, Frame, Reconstructor
 
-    reconstructor = Reconstructor(Config())
-    update = reconstructor.process(Frame(stamp_ns, image, camera, depth))
-    cloud = reconstructor.map_cloud()
+reconstructor = Reconstructor(Config())
+update = reconstructor.process(Frame(stamp_ns, image, camera, depth))
+cloud = reconstructor.map_cloud()
 """
 
 from recon_ros.config import Config

@@ -48,10 +48,15 @@ class InputConfig:
     """How a frame is prepared."""
 
     max_size: int = option(
-        640, "Longer side the image is reduced to before processing; never enlarged", range=(64, 4096), unit="px"
+        640,
+        "Longer side the image is reduced to before processing; never enlarged",
+        range=(64, 4096),
+        unit="px",
     )
     depth_scale: float = option(
-        0.001, "Metres per unit of 16-bit depth images; 32-bit float depth is metres already", range=(1e-6, 1.0)
+        0.001,
+        "Metres per unit of 16-bit depth images; 32-bit float depth is metres already",
+        range=(1e-6, 1.0),
     )
     min_depth: float = option(0.1, "Sensor depth below this is dropped", range=(0.0, 100.0), unit="m")
     max_depth: float = option(8.0, "Sensor depth above this is dropped", range=(0.1, 1000.0), unit="m")
@@ -66,7 +71,10 @@ class TrackingConfig:
         3, "Keyframes a frame is registered against: the most covisible ones", range=(1, 16), dynamic=True
     )
     min_inliers: int = option(
-        20, "Fewer supporting correspondences than this and the frame is not tracked", range=(6, 1000), dynamic=True
+        20,
+        "Fewer supporting correspondences than this and the frame is not tracked",
+        range=(6, 1000),
+        dynamic=True,
     )
     reprojection_threshold: float = option(
         3.0, "RANSAC inlier threshold", range=(0.5, 20.0), unit="px", dynamic=True
@@ -87,14 +95,18 @@ class TrackingConfig:
     relocalization_candidates: int = option(
         6, "Stored keyframes tried per frame while there is no pose", range=(1, 100), dynamic=True
     )
-    seed: int = option(0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1))
+    seed: int = option(
+        0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1)
+    )
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """What is remembered."""
 
-    max_keyframes: int = option(500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000))
+    max_keyframes: int = option(
+        500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000)
+    )
     min_overlap: float = option(
         0.55,
         "A new keyframe is made when the best keyframe sees less than this share of the current points",
@@ -107,7 +119,9 @@ class MemoryConfig:
         range=(0.0, 10.0),
         dynamic=True,
     )
-    min_rotation: float = option(0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True)
+    min_rotation: float = option(
+        0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True
+    )
     points_stride: int = option(2, "Stride in pixels of the pointmaps stored with keyframes", range=(1, 16))
     max_poses: int = option(
         200000, "Poses of the trajectory kept; beyond it the older half is thinned", range=(100, 10000000)
@@ -120,7 +134,10 @@ class MapConfig:
 
     voxel_size: float = option(0.03, "Edge of a map voxel", range=(0.001, 10.0), unit="m")
     max_points: int = option(
-        600000, "Points of the map cloud at most (16 bytes each in a message)", range=(1000, 20000000), dynamic=True
+        600000,
+        "Points of the map cloud at most (16 bytes each in a message)",
+        range=(1000, 20000000),
+        dynamic=True,
     )
     min_confidence: float = option(
         0.1, "Points below this confidence, relative to the maximum, stay out", range=(0.0, 1.0), dynamic=True
@@ -128,7 +145,9 @@ class MapConfig:
     min_observations: int = option(
         1, "Points that must fall into a voxel before it is shown", range=(1, 1000), dynamic=True
     )
-    directory: str = option("~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True)
+    directory: str = option(
+        "~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True
+    )
     path: str = option("", "Map folder ~/save_map writes to", dynamic=True)
 
 
@@ -187,12 +206,17 @@ class NodeConfig:
     points_stride: int = option(2, "Stride in pixels of ~/points", range=(1, 64), dynamic=True)
     map_publish_period: float = option(2.0, "Period of ~/map", range=(0.1, 3600.0), unit="s")
     path_period: float = option(0.5, "Period of ~/path", range=(0.02, 3600.0), unit="s")
-    path_max_size: int = option(10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000))
+    path_max_size: int = option(
+        10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000)
+    )
     watchdog_period: float = option(
         5.0, "Silence on an input after which the node says so", range=(0.5, 3600.0), unit="s"
     )
     camera_info_timeout: float = option(
-        2.0, "How long images are held back waiting for camera_info before the node says so", range=(0.1, 600.0), unit="s"
+        2.0,
+        "How long images are held back waiting for camera_info before the node says so",
+        range=(0.1, 600.0),
+        unit="s",
     )
 
 
@@ -255,7 +279,7 @@ def _checked(name: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> 
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
         raise ConfigError(f"option '{name}' is {original!r}; it must be of type {kind.__name__}")
-    if kind is float and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"option '{name}' is {original!r}; it must be finite")
     limits, choices = metadata.get("range"), metadata.get("choices")
     if limits is not None and not limits[0] <= value <= limits[1]:
@@ -287,10 +311,12 @@ def load_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from error
     if not isinstance(data or {}, dict):
-        raise ConfigError(f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}")
+        raise ConfigError(
+            f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}"
+        )
     flat: dict[str, Any] = {}
     for key, value in (data or {}).items():
         if isinstance(value, dict) and "ros__parameters" in value:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recon_ros.config import Config
 from recon_ros.errors import InputError
-from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
+from recon_ros.frame import Camera, Cloud, Frame, Keyframe, State, Trajectory, Update
 from recon_ros.geometry import se3
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
@@ -116,9 +116,7 @@ class Reconstructor:
         self._tracker.config = config.tracking
         self._map.set_config(config.map)
 
-    def _prepare(
-        self, frame: Frame
-    ) -> tuple[Grid, NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
+    def _prepare(self, frame: Frame) -> tuple[Grid, NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
         """Image, camera and depth undistorted and on the source's grid."""
         camera = frame.camera
         if camera is None:
@@ -163,7 +161,9 @@ class Reconstructor:
         return keyframe
 
     def _is_new(self, view: View, track: Track) -> bool:
-        T_reference_camera = se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
+        T_reference_camera = (
+            se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
+        )
         return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
 
     def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
@@ -206,7 +206,8 @@ class Reconstructor:
             if track is None or reference_id is None
             else {
                 "reference_id": reference_id,
-                "T_reference_camera": se3.inverse(self._store[reference_id].T_world_camera) @ track.T_world_camera,
+                "T_reference_camera": se3.inverse(self._store[reference_id].T_world_camera)
+                @ track.T_world_camera,
                 "inliers": track.inliers,
                 "confidence": track.confidence,
                 "covariance": COVARIANCE_INFLATION * np.linalg.inv(track.information),

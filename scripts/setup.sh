@@ -141,11 +141,12 @@ python_packages() {
   local pip=("$VENV/bin/python" -m pip install --quiet)
   if [ "$ros" != wheels ]; then
     # The messages of a ROS distribution are compiled against the system's numpy, so that one stays, and
-    # the rest is resolved around it.
-    local numpy
-    numpy=$("$python" -c 'import numpy; print(numpy.__version__)')
-    echo "numpy==$numpy" > "$VENV/constraints.txt"
-    logged "${pip[@]}" --constraint "$VENV/constraints.txt" --editable '.[dev]' || fail "pip failed, see $LOG"
+    # the rest is resolved around it, from wheels only.
+    "$python" -c 'import numpy; print("numpy==" + numpy.__version__)' > "$VENV/constraints.txt"
+    logged "${pip[@]}" --constraint "$VENV/constraints.txt" --only-binary :all: 'setuptools>=64,<80' \
+      || fail "pip failed, see $LOG"
+    logged "${pip[@]}" --constraint "$VENV/constraints.txt" --only-binary :all: --no-build-isolation \
+      --editable '.[dev]' || fail "pip failed, see $LOG"
     return
   fi
   local lock

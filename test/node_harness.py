@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The node as a process of its own, and a ROS graph around it that plays the camera and listens to the outputs."""
+"""The node as a process of its own, and a ROS graph around it that plays the camera and listens."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -31,6 +32,7 @@ from numpy.typing import NDArray  # noqa: E402
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
+from textured_room import CAMERA, TexturedRoom, walk  # noqa: E402
 from tf2_msgs.msg import TFMessage  # noqa: E402
 
 from recon_ros.geometry import se3  # noqa: E402
@@ -38,6 +40,9 @@ from recon_ros.geometry.camera import Camera  # noqa: E402
 from recon_ros.messages import stamp_ns  # noqa: E402
 from recon_ros.ros import conversions, interface, qos  # noqa: E402
 
+START_NS = 1_700_000_000_123_456_789
+PERIOD_NS = 33_333_333
+OWN_MOUNT = {"publish_camera_tf": True, "base_to_camera": "optical"}
 CAMERA_FRAME = "camera_color_optical_frame"
 Found = TypeVar("Found")
 
@@ -45,7 +50,9 @@ Found = TypeVar("Found")
 class NodeProcess:
     """`recon_node` with parameters, its log in a file."""
 
-    def __init__(self, folder: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = ()
+    ) -> None:
         command = [sys.executable, "-m", "recon_ros.ros.node", "--ros-args", *arguments]
         for name, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if value == "" else value
@@ -98,12 +105,15 @@ class NodeProcess:
 class Graph:
     """Publishers of a camera, subscribers of every output, and clients, spinning in a thread."""
 
-    def __init__(self, node: NodeProcess, besides: tuple[interface.Topic, ...] = (), name: str = "recon") -> None:
+    def __init__(
+        self, node: NodeProcess, besides: tuple[interface.Topic, ...] = (), name: str = "recon"
+    ) -> None:
         self.process, self.name = node, name
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=DOMAIN)
         self.node = rclpy.create_node("test_graph", context=self.context)
         self.received: dict[str, list[Any]] = defaultdict(list)
+        self._clients: dict[str, Any] = {}
         self.images = self.node.create_publisher(Image, "image", self._reliable(50))
         self.infos = self.node.create_publisher(CameraInfo, "camera_info", self._reliable(50))
         self.depths = self.node.create_publisher(Image, "depth", self._reliable(50))
@@ -122,17 +132,15 @@ class Graph:
         self._thread.join(TIMEOUT)
 
     def _spin(self) -> None:
-        try:
+        with contextlib.suppress(ExternalShutdownException):
             self._executor.spin()
-        except ExternalShutdownException:
-            pass
 
     @staticmethod
     def _reliable(depth: int) -> QoSProfile:
         return QoSProfile(depth=depth, reliability=ReliabilityPolicy.RELIABLE)
 
     def full(self, name: str) -> str:
-        return name.replace("~", f"/{self.name}")
+        return name.replace("~", "/recon")
 
     def listen(self, name: str, kind: Any, profile: str) -> Any:
         """Subscribe with the profile the topic is published with, but with room for every message."""
@@ -143,13 +151,27 @@ class Graph:
         return self.node.create_subscription(kind, self.full(name), received.append, wanted)
 
     def wait_for_match(self) -> None:
-        """Wait until the node's inputs and outputs are connected with ours."""
-        for publisher in (self.images, self.infos, self.depths):
-            self.process.wait(publisher.get_subscription_count, f"subscription to {publisher.topic_name}")
+        """Wait until the node's inputs and outputs are connected with ours.
+
+        A publisher that knows of a best-effort subscription may still be unknown to it, and what it sends
+        then is lost. So depths with stamp 0 are sent until the node counts them; `depths` was made last, and
+        endpoints are announced in order, so the others are known too.
+        """
         topics = [self.full(t.name) for t in interface.PUBLICATIONS]
         self.process.wait(lambda: all(map(self.node.count_publishers, topics)), "outputs")
+        probe = conversions.image_message(np.zeros((1, 1), np.float32), 0, CAMERA_FRAME)
+        for publisher in (self.images, self.infos, self.depths):
+            self.process.wait(publisher.get_subscription_count, f"subscription to {publisher.topic_name}")
+        before = self.count("skipped.depth_stamp_zero")
 
-    # -- the camera --------------------------------------------------------------------------------------------
+        def is_heard() -> bool:
+            self.depths.publish(probe)
+            time.sleep(0.05)
+            return self.count("skipped.depth_stamp_zero") > before
+
+        self.process.wait(is_heard, "word that the depth is heard")
+
+    # -- the camera ------------------------------------------------------------------------------------------
 
     def send(
         self,
@@ -170,7 +192,7 @@ class Graph:
             self.depths.publish(distance)
         self.images.publish(picture)
 
-    # -- the outputs -------------------------------------------------------------------------------------------
+    # -- the outputs -----------------------------------------------------------------------------------------
 
     def stamps(self, name: str) -> list[int]:
         """Stamps of all messages received on a topic with a header."""
@@ -179,7 +201,9 @@ class Graph:
     def at(self, name: str, stamp: int) -> Any:
         """Wait for the message of that stamp."""
         return self.process.wait(
-            lambda: next((m for m in reversed(self.received[name]) if stamp_ns(m.header.stamp) == stamp), None),
+            lambda: next(
+                (m for m in reversed(self.received[name]) if stamp_ns(m.header.stamp) == stamp), None
+            ),
             f"{name} with stamp {stamp}",
         )
 
@@ -196,15 +220,16 @@ class Graph:
         """All transforms heard on /tf or /tf_static."""
         return [t for message in list(self.received[name]) for t in message.transforms]
 
-    # -- services ----------------------------------------------------------------------------------------------
+    # -- services --------------------------------------------------------------------------------------------
 
     def call(self, kind: Any, name: str, **fields: Any) -> Any:
         """Call a service of the node and wait for its answer."""
-        client = self.node.create_client(kind, self.full(name))
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, self.full(name))
+        client = self._clients[name]
         self.process.wait(client.service_is_ready, f"service {name}")
         future = client.call_async(kind.Request(**fields))
         self.process.wait(future.done, f"answer of {name}")
-        self.node.destroy_client(client)
         return future.result()
 
     def set_parameter(self, name: str, value: Any) -> Any:
@@ -219,3 +244,25 @@ class Graph:
 def pose(message: Any) -> se3.Matrix:
     """(4, 4) of a message with a pose with covariance."""
     return conversions.matrix_from_pose(message.pose.pose)
+
+
+class Walker:
+    """Walks through the room and sends what its camera sees, one frame at a time."""
+
+    def __init__(self, graph: Graph, room: TexturedRoom, start_ns: int = START_NS) -> None:
+        self.graph, self.room = graph, room
+        self.stamp, self.step = start_ns, 0
+        self.sent: list[int] = []
+
+    def send(self, change: Callable[[Any, Any, Any], None] | None = None, advance: int = PERIOD_NS) -> int:
+        """Send the next frame, do not wait; its stamp."""
+        self.stamp += advance
+        image, depth = self.room.render(walk(self.step))
+        self.step = (self.step + 1) % 20
+        self.graph.send(self.stamp, image, depth, CAMERA, change)
+        self.sent.append(self.stamp)
+        return self.stamp
+
+    def track(self, advance: int = PERIOD_NS) -> Any:
+        """Send a frame and wait for its ~/odometry."""
+        return self.graph.at("~/odometry", self.send(advance=advance))

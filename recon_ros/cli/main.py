@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,15 +21,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigFile = Annotated[Optional[Path], typer.Option("--config", help="YAML file of options", show_default=False)]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[
-    Optional[list[str]],
-    typer.Option("--set", metavar="KEY=VALUE", help="Set one option, e.g. memory.max_keyframes=100; repeatable"),
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set one option, e.g. memory.max_keyframes=100; repeatable"
+    ),
 ]
-ImageTopic = Annotated[Optional[str], typer.Option(help="Image topic; found by type when not given", show_default=False)]
-InfoTopic = Annotated[Optional[str], typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)]
-DepthTopic = Annotated[Optional[str], typer.Option(help="Depth topic, registered to the image", show_default=False)]
-TruthTopic = Annotated[Optional[str], typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)]
+ImageTopic = Annotated[
+    str | None, typer.Option(help="Image topic; found by type when not given", show_default=False)
+]
+InfoTopic = Annotated[
+    str | None, typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)
+]
+DepthTopic = Annotated[
+    str | None, typer.Option(help="Depth topic, registered to the image", show_default=False)
+]
+TruthTopic = Annotated[
+    str | None, typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)
+]
 
 
 @contextmanager
@@ -49,12 +59,18 @@ def _root() -> None:
 
 @app.command()
 def run(
-    recording: Annotated[Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")],
+    recording: Annotated[
+        Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")],
-    source: Annotated[Optional[str], typer.Option(help="Where pointmaps come from", show_default="depth")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Where pointmaps come from", show_default="depth")
+    ] = None,
     no_loops: Annotated[bool, typer.Option("--no-loops", help="Close no loops")] = False,
     save_depth: Annotated[bool, typer.Option("--save-depth", help="Also write depth/<stamp_ns>.npy")] = False,
-    evaluate_map: Annotated[bool, typer.Option(help="Compare the map with the truth where the recording has one")] = True,
+    evaluate_map: Annotated[
+        bool, typer.Option(help="Compare the map with the truth where the recording has one")
+    ] = True,
     config: ConfigFile = None,
     settings: Settings = None,
     image_topic: ImageTopic = None,
@@ -68,18 +84,30 @@ def run(
         from recon_ros.datasets.topics import Topics
 
         topics = Topics(
-            image=image_topic, camera_info=camera_info_topic, depth=depth_topic, ground_truth=ground_truth_topic
+            image=image_topic,
+            camera_info=camera_info_topic,
+            depth=depth_topic,
+            ground_truth=ground_truth_topic,
         )
         if no_loops:
             Console(stderr=True).print("note: this version closes no loops, --no-loops changes nothing")
-        Offline(recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map).run()
+        Offline(
+            recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map
+        ).run()
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")] = Path("out/demo"),
-    bag: Annotated[Optional[Path], typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False)] = None,
-    depth: Annotated[bool, typer.Option("--depth", help="Use the recording's depth (the only source in this version)")] = True,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")] = Path(
+        "out/demo"
+    ),
+    bag: Annotated[
+        Path | None,
+        typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False),
+    ] = None,
+    depth: Annotated[
+        bool, typer.Option("--depth", help="Use the recording's depth (the only source in this version)")
+    ] = True,
     rate: Annotated[float, typer.Option(min=0.01, max=100, help="Speed of playing")] = 1.0,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -95,7 +123,10 @@ def demo(
         from recon_ros.datasets.topics import Topics
 
         topics = Topics(
-            image=image_topic, camera_info=camera_info_topic, depth=depth_topic, ground_truth=ground_truth_topic
+            image=image_topic,
+            camera_info=camera_info_topic,
+            depth=depth_topic,
+            ground_truth=ground_truth_topic,
         )
         Demo(out, bag, resolve(config, settings or [], None), topics, rate).run()
 

@@ -139,7 +139,8 @@ class Offline:
         write_tum(
             self._out / "keyframes.tum",
             Trajectory(
-                np.array([k.stamp_ns for k in keyframes], np.int64), np.array([k.T_world_camera for k in keyframes])
+                np.array([k.stamp_ns for k in keyframes], np.int64),
+                np.array([k.T_world_camera for k in keyframes]),
             ),
         )
         results = Results(

@@ -117,7 +117,8 @@ class McapWalk:
             return []
         records: list[McapRecord] = []
         with suppress(*DAMAGE):  # a chunk has no footer: the end of the data ends it
-            records.extend(StreamReader(io.BytesIO(data), skip_magic=True).records)
+            for record in StreamReader(io.BytesIO(data), skip_magic=True).records:
+                records.append(record)  # one by one, to keep what comes before the error
         return sorted(records, key=_recording_time)
 
 

@@ -13,10 +13,15 @@ from typing import Any
 
 import cv2
 import numpy as np
-import open3d as o3d
 from numpy.typing import NDArray
 
+from recon_ros.errors import DatasetError
 from recon_ros.geometry.camera import Camera
+
+try:
+    import open3d as o3d
+except ImportError as error:  # robots set up from apt have none
+    raise DatasetError("the synthetic warehouse is rendered with Open3D: pip install open3d-cpu") from error
 
 Floats = NDArray[np.float32]
 

@@ -156,6 +156,10 @@ class BagReader:
             )
         return self._recording.messages(list(self._recording.channels) if topics is None else topics)
 
+    def message_type(self, topic: str) -> str:
+        """Type of a topic, ``package/msg/Name``."""
+        return self._recording.channels[topic].msgtype
+
     def _new_intake(self) -> Intake:
         self._unreadable = 0
         return Intake(self._config, self.use_depth, self._tolerance_ns, self._require_camera)

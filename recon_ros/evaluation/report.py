@@ -53,6 +53,10 @@ class RunRecord:
             self.stages_ms.setdefault(stage, []).append(float(milliseconds))
         self.rss_mb.append(self._resident())
 
+    def sample_memory(self) -> None:
+        """Note the resident memory now; for a watched process whose frames are counted elsewhere."""
+        self.rss_mb.append(self._resident())
+
     def skip(self, reason: str) -> None:
         """Count one unusable frame; `reason` as in `InputError`."""
         self.skipped[reason] += 1

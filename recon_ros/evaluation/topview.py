@@ -15,7 +15,8 @@ from recon_ros.geometry import se3
 HEADROOM = (
     0.3  # points higher above the camera than this share of its own height are cut off, as ceilings are
 )
-COARSE_CELLS = 160
+STRAIGHTENING_POINTS, STRAIGHTENING_BINS = 40_000, 240
+FILLING_ROUNDS = 10
 MARGIN_PERCENTILE = 0.2
 BRIGHTER = np.round(255.0 * (np.arange(256) / 255.0) ** 0.75).astype(np.uint8)  # shelves are dark inside
 
@@ -39,7 +40,7 @@ def top_view(cloud: Cloud, trajectory: Trajectory, pixels: int = 1000) -> TopVie
     """Look at a map from above.
 
     Up is the mean of the cameras' own up (−y), which needs no gravity-aligned world; the map is turned so
-    that its smallest bounding rectangle lies straight, long side across.
+    that its walls lie straight, long side across.
 
     Args:
         cloud: the map; may be empty.
@@ -87,17 +88,32 @@ def _without_ceiling(
 
 
 def _straightening(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(3, 3) rotation about z that lays the smallest rectangle around the well-filled cells straight."""
-    plane = points[:, :2]
-    low, high = np.percentile(plane, [1, 99], axis=0)
-    size = max(float((high - low).max()) / COARSE_CELLS, 1e-9)
-    cells, counts = np.unique(np.floor(plane / size).astype(np.int64), axis=0, return_counts=True)
-    solid = cells[counts >= max(1, int(np.median(counts) * 0.5))]
-    (_, (w, h), angle) = cv2.minAreaRect(solid.astype(np.float32))
-    # The long side goes across, by the smaller of the two turns that do that.
-    angle = angle if w >= h else angle - 90.0
-    angle = (angle + 90.0) % 180.0 - 90.0
-    c, s = np.cos(np.radians(-angle)), np.sin(np.radians(-angle))
+    """(3, 3) rotation about z that lays walls and shelves straight, the longer side of the whole across.
+
+    Walls are seen edge-on from above, so along their direction the points pile up in few rows: that angle is
+    taken whose histograms across and along are the most uneven (largest sum of squares).
+    """
+    plane = points[:, :2] - np.median(points[:, :2], axis=0)
+    plane = plane[:: max(1, len(plane) // STRAIGHTENING_POINTS)]
+    radius = float(np.percentile(np.linalg.norm(plane, axis=1), 98)) + 1e-9
+
+    def unevenness(angle: float) -> float:
+        turned = plane @ _turn(angle)[:2, :2].T
+        counts = [
+            np.histogram(turned[:, k], bins=STRAIGHTENING_BINS, range=(-radius, radius))[0] for k in (0, 1)
+        ]
+        return float(np.sum(np.square(counts, dtype=float)))
+
+    coarse = max(np.radians(np.arange(0.0, 90.0, 2.0)), key=unevenness)
+    angle = max(coarse + np.radians(np.arange(-2.0, 2.01, 0.25)), key=unevenness)
+    width, height = np.ptp(np.percentile(plane @ _turn(angle)[:2, :2].T, [1, 99], axis=0), axis=0)
+    # Of the four ways to lie straight: the long side across, and the smaller turn.
+    angle += np.pi / 2 if height > width else 0.0
+    return _turn(angle - np.pi if angle > np.pi / 2 else angle)
+
+
+def _turn(angle: float) -> NDArray[np.float64]:
+    c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
@@ -130,19 +146,18 @@ def _painted(
     row = np.minimum(((high[1] - points[order, 1]) / cell).astype(int), height - 1)
     image[row, column, :3] = BRIGHTER[colours[order]]
     image[row, column, 3] = 255
-    # As many rounds as it takes to bridge the points' own spacing.
-    spacing = np.sqrt(width * height / max(1, int((image[..., 3] > 0).sum())))
-    for _ in range(int(np.clip(np.ceil(spacing), 1, 6))):
-        image = _filled(image)
+    # First the gaps between points, then holes; with four neighbours straight edges do not grow.
+    for round_ in range(FILLING_ROUNDS):
+        image = _filled(image, neighbours=3 if round_ < 2 else 4)
     return image
 
 
-def _filled(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Empty cells with at least three neighbours take their mean colour."""
+def _filled(image: NDArray[np.uint8], neighbours: int) -> NDArray[np.uint8]:
+    """Empty cells with at least so many of eight neighbours take their mean colour."""
     full = (image[..., 3] > 0).astype(np.float32)
     count = cv2.boxFilter(full, -1, (3, 3), normalize=False)
     total = cv2.boxFilter(image[..., :3].astype(np.float32) * full[..., None], -1, (3, 3), normalize=False)
-    gaps = (full == 0) & (count >= 3)
+    gaps = (full == 0) & (count >= neighbours)
     result = image.copy()
     result[gaps, :3] = (total[gaps] / count[gaps][:, None]).astype(np.uint8)
     result[gaps, 3] = 255

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recon_ros.errors import ReconError
 from recon_ros.frame import Cloud
 
 VERTEX = np.dtype(
@@ -38,6 +39,24 @@ def write_ply(path: Path | str, cloud: Cloud, comment: str = "") -> None:
     with Path(path).open("wb") as file:
         file.write(_header(len(cloud), comment))
         file.write(vertices.tobytes())
+
+
+def read_ply(path: Path | str) -> Cloud:
+    """Read a cloud that `write_ply` wrote.
+
+    Raises:
+        ReconError: for any other file.
+    """
+    data = Path(path).read_bytes()
+    head, separator, body = data.partition(b"end_header\n")
+    count = next(
+        (int(line.split()[-1]) for line in head.splitlines() if line.startswith(b"element vertex ")), -1
+    )
+    if not separator or len(body) != count * VERTEX.itemsize:
+        raise ReconError(f"{path} is not a cloud written by this package; read it with Open3D")
+    v = np.frombuffer(body, VERTEX)
+    points = np.stack([v["x"], v["y"], v["z"]], axis=1)
+    return Cloud(points, np.stack([v["red"], v["green"], v["blue"]], axis=1), v["confidence"].copy())
 
 
 def _header(count: int, comment: str) -> bytes:

@@ -28,7 +28,9 @@ def procrustes(
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     w = np.ones(len(source)) if weights is None else np.asarray(weights, dtype=np.float64)
     if len(source) < 3 or source.shape != target.shape or w.shape != (len(source),):
-        raise InputError("alignment", f"cannot align {source.shape} with {target.shape}: three or more pairs are needed")
+        raise InputError(
+            "alignment", f"cannot align {source.shape} with {target.shape}: three or more pairs are needed"
+        )
     total = w.sum()
     if not (np.isfinite(source).all() and np.isfinite(target).all() and np.isfinite(total) and total > 0):
         raise InputError("alignment", "cannot align points that hold NaN, or whose weights are all zero")

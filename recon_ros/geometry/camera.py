@@ -15,6 +15,7 @@ from recon_ros.errors import InputError
 
 PINHOLE_MODELS = ("", "none", "plumb_bob", "rational_polynomial")
 FISHEYE_MODELS = ("equidistant", "fisheye")
+PINHOLE_COEFFICIENTS, FISHEYE_COEFFICIENTS = (4, 5, 8, 12, 14), (4,)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +59,12 @@ class Camera:
             raise InputError("camera", f"distortion coefficients {D.tolist()} are not finite")
         if self.model not in PINHOLE_MODELS + FISHEYE_MODELS and np.any(D):
             raise InputError(
-                "camera", f"distortion model '{self.model}' is unknown; known: {PINHOLE_MODELS + FISHEYE_MODELS}"
+                "camera",
+                f"distortion model '{self.model}' is unknown; known: {PINHOLE_MODELS + FISHEYE_MODELS}",
             )
+        counts = FISHEYE_COEFFICIENTS if self.model in FISHEYE_MODELS else PINHOLE_COEFFICIENTS
+        if np.any(D) and len(D) not in counts:
+            raise InputError("camera", f"'{self.model}' takes {counts} coefficients, D has {len(D)}")
         D.setflags(write=False)
         object.__setattr__(self, "K", K)
         object.__setattr__(self, "D", D)
@@ -165,6 +170,8 @@ def _undistort_maps(
     width: int, height: int, K_bytes: bytes, model: str, D_bytes: bytes
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     K, D = np.frombuffer(K_bytes).reshape(3, 3), np.frombuffer(D_bytes)
-    initialise = cv2.fisheye.initUndistortRectifyMap if model in FISHEYE_MODELS else cv2.initUndistortRectifyMap
+    initialise = (
+        cv2.fisheye.initUndistortRectifyMap if model in FISHEYE_MODELS else cv2.initUndistortRectifyMap
+    )
     map_x, map_y = initialise(K, D, np.eye(3), K, (width, height), cv2.CV_32FC1)
     return map_x, map_y

@@ -39,7 +39,13 @@ class Grid:
         resized = [max(multiple, round(side * scale)) for side in (width, height)]
         grid = [side // multiple * multiple for side in resized]
         return Grid(
-            width, height, resized[0], resized[1], (resized[0] - grid[0]) // 2, (resized[1] - grid[1]) // 2, *grid
+            width,
+            height,
+            resized[0],
+            resized[1],
+            (resized[0] - grid[0]) // 2,
+            (resized[1] - grid[1]) // 2,
+            *grid,
         )
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -47,8 +53,11 @@ class Grid:
         return np.ascontiguousarray(self._crop(self._resize(image, cv2.INTER_AREA)))
 
     def depth(self, depth: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(H, W) depth to the grid; nearest, because a mean across an edge is a point in the air."""
-        return np.ascontiguousarray(self._crop(self._resize(depth, cv2.INTER_NEAREST)))
+        """(H, W) depth to the grid; nearest, because a mean across an edge is a point in the air.
+
+        The *exact* nearest: INTER_NEAREST takes the upper left of the pixels it stands for, off by half a grid pixel.
+        """
+        return np.ascontiguousarray(self._crop(self._resize(depth, cv2.INTER_NEAREST_EXACT)))
 
     def camera(self, camera: Camera) -> Camera:
         """The camera of the grid's image."""
@@ -66,7 +75,7 @@ class Grid:
         full[self.y : self.y + self.grid_height, self.x : self.x + self.grid_width] = depth
         if (self.resized_width, self.resized_height) == (self.width, self.height):
             return full
-        back: NDArray[Any] = cv2.resize(full, (self.width, self.height), interpolation=cv2.INTER_NEAREST)
+        back: NDArray[Any] = cv2.resize(full, (self.width, self.height), interpolation=cv2.INTER_NEAREST_EXACT)
         return back.astype(np.float32, copy=False)
 
     def _resize(self, array: NDArray[Any], interpolation: int) -> NDArray[Any]:

@@ -50,7 +50,7 @@ def smoothed_depth(
         min_pixels: valid pixels a 5×5 window must hold.
 
     Returns:
-        (H, W) float32 metres, NaN at edges and where there is too little.
+        (H, W) float32 metres, NaN at edges, on the image border and where there is too little.
     """
     known = np.isfinite(depth)
     filled = np.where(known, depth, 0).astype(np.float32)
@@ -62,6 +62,7 @@ def smoothed_depth(
     spread = cv2.dilate(filled, window) - cv2.erode(np.where(known, depth, np.float32(1e6)), window)
     reliable = (n5 > min_pixels - 0.5) & (spread < max_spread * mean)
     mean[~reliable] = np.nan
+    mean[[0, -1]] = mean[:, [0, -1]] = np.nan  # half a window there: off by half a pixel's slope
     return mean
 
 

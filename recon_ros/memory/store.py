@@ -108,7 +108,7 @@ class KeyframeStore:
         with np.errstate(divide="ignore", invalid="ignore"):
             u = lens[:, None, 0] * moved[..., 0] / z + lens[:, None, 2]
             v = lens[:, None, 1] * moved[..., 1] / z + lens[:, None, 3]
-            ratio = z / points[None, :, 2]
+            ratio = z / (points[None, :, 2] * np.cbrt(np.linalg.det(T[:, :3, :3]))[:, None])
         seen = (z > 0) & (u >= -0.5) & (v >= -0.5) & (u <= lens[:, None, 4]) & (v <= lens[:, None, 5])
         seen &= (ratio < MAX_DEPTH_RATIO) & (ratio > 1 / MAX_DEPTH_RATIO)
         return ids, seen.mean(axis=1)
@@ -118,7 +118,14 @@ class KeyframeStore:
         if self._stacked is None:
             keyframes = self.keyframes
             lenses = [
-                (k.camera.fx, k.camera.fy, k.camera.cx, k.camera.cy, k.camera.width - 0.5, k.camera.height - 0.5)
+                (
+                    k.camera.fx,
+                    k.camera.fy,
+                    k.camera.cx,
+                    k.camera.cy,
+                    k.camera.width - 0.5,
+                    k.camera.height - 0.5,
+                )
                 for k in keyframes
             ]
             self._stacked = (
@@ -132,7 +139,7 @@ class KeyframeStore:
 def _view_distances(keyframes: tuple[Keyframe, ...]) -> NDArray[np.float64]:
     """(K, K) how different two views are: metres over the median depth, plus radians."""
     poses = np.stack([k.T_world_camera for k in keyframes])
-    depth = np.array([_median_depth(k) for k in keyframes])
+    depth = np.array([_median_depth(k) * se3.scale_of(k.T_world_camera) for k in keyframes])
     metres = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=2)
     quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat()
     angle = 2 * np.arccos(np.clip(np.abs(quaternions @ quaternions.T), 0, 1))

@@ -103,7 +103,9 @@ class Tracker:
         """Follow a correction of the keyframes around the camera."""
         if self._previous is not None:
             previous = self._previous
-            self._previous = _Previous(previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera)
+            self._previous = _Previous(
+                previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera
+            )
 
     def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
         self._previous = _Previous(view.features.only_located(), T_world_camera, T_odom_camera)
@@ -141,7 +143,9 @@ class Tracker:
 
     def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
         """Look for the keyframes' points where the predicted pose puts them, then PnP."""
-        observations = self._observe(view, store, self._references(view, store, T_world_camera)[0], T_world_camera, PRIOR_RADIUS)
+        observations = self._observe(
+            view, store, self._references(view, store, T_world_camera)[0], T_world_camera, PRIOR_RADIUS
+        )
         return self._ransac(view, observations)
 
     def _solve(self, view: View, points: Matrix, feature: NDArray[np.int64]) -> _Start | None:
@@ -158,7 +162,9 @@ class Tracker:
         refined = pnp.refine(T_camera_world, kept, view.camera, self.config.depth_sigma, iterations=5)
         return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept)
 
-    def _references(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> tuple[list[Keyframe], float]:
+    def _references(
+        self, view: View, store: KeyframeStore, T_world_camera: Matrix
+    ) -> tuple[list[Keyframe], float]:
         """The most covisible keyframes, best first, and the share of the view the best one sees."""
         ids, shares = store.overlaps(view.probe, T_world_camera)
         order = np.argsort(-shares, kind="stable")[: self.config.references]
@@ -166,7 +172,12 @@ class Tracker:
         return chosen, float(shares.max(initial=0.0))
 
     def _observe(
-        self, view: View, store: KeyframeStore, references: list[Keyframe], T_world_camera: Matrix, radius: float
+        self,
+        view: View,
+        store: KeyframeStore,
+        references: list[Keyframe],
+        T_world_camera: Matrix,
+        radius: float,
     ) -> Observations:
         """The keyframes' points found again around where the pose puts them."""
         T_camera_world = se3.inverse(T_world_camera)
@@ -195,7 +206,11 @@ class Tracker:
         seen = self._observe(view, store, references, start.T_world_camera, SEARCH_RADIUS)
         observations = Observations.concatenated([seen, start.observations])
         refined = pnp.refine(
-            se3.inverse(start.T_world_camera), observations, view.camera, self.config.depth_sigma, iterations=10
+            se3.inverse(start.T_world_camera),
+            observations,
+            view.camera,
+            self.config.depth_sigma,
+            iterations=10,
         )
         if refined is None or np.count_nonzero(refined.inliers) < self.config.min_inliers:
             return None
@@ -208,7 +223,12 @@ class Tracker:
         )
 
     def _settle(
-        self, view: View, store: KeyframeStore, references: list[Keyframe], T_world_camera: Matrix, information: Matrix
+        self,
+        view: View,
+        store: KeyframeStore,
+        references: list[Keyframe],
+        T_world_camera: Matrix,
+        information: Matrix,
     ) -> tuple[Matrix, Matrix]:
         """Fuse the pose from features with surface registrations, each weighed by its information."""
         if self.config.surface_sigma <= 0 or view.surface is None:
@@ -231,5 +251,7 @@ class Tracker:
 def _observations(view: View, points: Matrix, feature: NDArray[np.int64]) -> Observations:
     """Observations of world points at the view's features of the given indices."""
     return Observations(
-        points, view.features.pixels[feature].astype(np.float64), view.features.points[feature, 2].astype(np.float64)
+        points,
+        view.features.pixels[feature].astype(np.float64),
+        view.features.points[feature, 2].astype(np.float64),
     )

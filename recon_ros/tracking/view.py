@@ -22,7 +22,12 @@ class View:
     """One frame on the processing grid."""
 
     def __init__(
-        self, stamp_ns: int, image: NDArray[np.uint8], camera: Camera, prediction: Prediction, detector: Detector
+        self,
+        stamp_ns: int,
+        image: NDArray[np.uint8],
+        camera: Camera,
+        prediction: Prediction,
+        detector: Detector,
     ) -> None:
         self.stamp_ns = stamp_ns
         self.image = image

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`recon demo`: the live node over DDS on a recording, from publishing the first image to the last picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from recon_ros.cli.results import Middle, Results, write_results
+from recon_ros.config import Config, NodeConfig, flatten
+from recon_ros.datasets.bag_writer import write_bag
+from recon_ros.datasets.rosbag import BagReader
+from recon_ros.datasets.synthetic import SyntheticWarehouse
+from recon_ros.datasets.topics import Topics
+from recon_ros.errors import DatasetError, ReconError
+from recon_ros.evaluation.report import RunRecord, build_report
+from recon_ros.evaluation.trajectory import evaluate_trajectory
+from recon_ros.export.ply import read_ply
+from recon_ros.export.tum import read_tum, write_tum
+from recon_ros.frame import Trajectory
+
+if TYPE_CHECKING:
+    from recon_ros.ros.node_process import NodeProcess
+    from recon_ros.ros.rehearsal import Rehearsal
+
+COMPRESSED = ("/compressed", "/compressedDepth")
+
+
+class Demo:
+    """One rehearsal of the live node."""
+
+    def __init__(self, out: Path, bag: Path | None, config: Config, topics: Topics, rate: float) -> None:
+        self._out = out
+        self._bag = bag
+        self._config = config
+        self._topics = topics
+        self._rate = rate
+        self._console = Console(stderr=True)
+
+    def run(self) -> None:
+        """Get a recording, play it to the node, save what it made, judge and show it.
+
+        Raises:
+            ReconError: when ROS is missing, the recording is unusable, or the node fails.
+        """
+        _require_ros()
+        self._prepare()
+        bag = self._bag or self._synthetic_bag()
+        with BagReader(bag, self._topics, self._config.input) as reader:
+            from recon_ros.ros.node_process import NodeProcess
+            from recon_ros.ros.rehearsal import Rehearsal
+
+            self._say(f"starting the node; its log is {self._out / 'node.log'}")
+            with NodeProcess(
+                self._parameters(reader), _remappings(reader.topics), self._out / "node.log"
+            ) as node:
+                record = RunRecord(node.pid)
+                with Rehearsal() as rehearsal:
+                    self._play(reader, rehearsal, node, record)
+                    saved = Path(rehearsal.save_map())
+                if node.stop() != 0:
+                    raise ReconError(f"the node did not end cleanly; the last it said:\n{node.tail()}")
+            self._finish(bag, reader, rehearsal, record, saved)
+
+    def _prepare(self) -> None:
+        try:
+            self._out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ReconError(f"cannot write to {self._out}: {error.strerror}") from error
+        # Nodes of another demo or test on this machine stay out of this one's graph.
+        os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        if "FASTRTPS_DEFAULT_PROFILES_FILE" not in os.environ:
+            from recon_ros.resources import share_file
+
+            os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))
+
+    def _synthetic_bag(self) -> Path:
+        """A drive through a synthetic warehouse; made once, kept beside the results."""
+        path = self._out.parent / "warehouse"
+        if (path / "metadata.yaml").exists():
+            return path
+        shutil.rmtree(path, ignore_errors=True)
+        drive = SyntheticWarehouse(noise=True)
+        with self._progress() as progress:
+            task = progress.add_task("rendering a warehouse", total=len(drive))
+            write_bag(
+                path, drive, drive.ground_truth(), progress=lambda n: progress.update(task, completed=n)
+            )
+        return path
+
+    def _parameters(self, reader: BagReader) -> dict[str, Any]:
+        topics = reader.topics
+        node = NodeConfig()
+        assert topics.image is not None
+        own = {
+            "image_transport": "compressed" if topics.image.endswith(COMPRESSED) else "raw",
+            "depth_transport": "compressed" if (topics.depth or "").endswith(COMPRESSED) else "raw",
+            "use_depth": topics.depth is not None,
+            "base_to_camera": "optical",
+            "publish_camera_tf": True,
+        }
+        return flatten(self._config) | flatten(node) | own | {"map.path": str((self._out / "map").absolute())}
+
+    def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess, record: RunRecord) -> None:
+        wanted = [t for t in (reader.topics.image, reader.topics.camera_info, reader.topics.depth) if t]
+        rehearsal.advertise({topic: reader.message_type(topic) for topic in wanted}, node.check)
+        with self._progress() as progress:
+            task = progress.add_task("playing to the node", total=len(reader))
+
+            def advance(published: int) -> None:
+                state = rehearsal.statuses[-1]["state"] if rehearsal.statuses else "INITIALIZING"
+                progress.update(task, completed=published, description=f"playing: {state:12}")
+                record.sample_memory()
+                node.check()
+
+            assert reader.topics.image is not None
+            rehearsal.play(reader.raw_messages(wanted), reader.topics.image, len(reader), self._rate, advance)
+            rehearsal.settle()
+            record.sample_memory()
+
+    def _finish(
+        self, bag: Path, reader: BagReader, rehearsal: Rehearsal, record: RunRecord, saved: Path
+    ) -> None:
+        live, truth = rehearsal.live_trajectory(), reader.ground_truth()
+        write_tum(self._out / "trajectory_live.tum", live)
+        shutil.copy(saved / "keyframes.tum", self._out / "keyframes.tum")
+        report = self._report(rehearsal, record, live, truth)
+        results = Results(
+            name=f"{bag.resolve().name}, live" + (f" at {self._rate:g}×" if self._rate != 1 else ""),
+            cloud=read_ply(saved / "map.ply"),
+            trajectory=read_tum(saved / "trajectory.tum"),
+            truth=truth,
+            middle=self._middle(reader, rehearsal),
+            latencies_ms=record.latencies_ms,
+        )
+        write_results(self._out, results, report, reader.frames() if reader.topics.depth else None)
+
+    def _report(
+        self, rehearsal: Rehearsal, record: RunRecord, live: Trajectory, truth: Trajectory | None
+    ) -> dict[str, Any]:
+        """Counts as the node has them, latencies as seen from outside."""
+        if not rehearsal.statuses:
+            raise ReconError(f"the node published no status; see {self._out / 'node.log'}")
+        status = rehearsal.statuses[-1]
+        record.latencies_ms = [rehearsal.latencies_ms[s] for s in sorted(rehearsal.latencies_ms)]
+        record.tracked = len(live)
+        report = build_report(
+            record,
+            source=self._config.source,
+            runtime=status["runtime"],
+            config=self._config,
+            keyframes=rehearsal.count("keyframes"),
+            loops=rehearsal.count("loops"),
+            metric_scale=status["metric_scale"] == "true",
+        )
+        processed = rehearsal.count("frames_processed")
+        skipped = {k.removeprefix("skipped."): int(v) for k, v in status.items() if k.startswith("skipped.")}
+        return report | {
+            "frames": rehearsal.published,
+            "processed": processed,
+            "dropped": rehearsal.count("frames_dropped"),
+            "lost_in_transport": rehearsal.count("lost_in_transport"),
+            "skipped": {reason: count for reason, count in skipped.items() if count},
+            "fps": round(processed / rehearsal.duration_s, 3),
+            "stages_ms": {"inference": rehearsal.mean("inference_ms")},
+            "rate": self._rate,
+            "ate_live": _judged(live, truth),
+        }
+
+    def _middle(self, reader: BagReader, rehearsal: Rehearsal) -> Middle:
+        """The frame whose depth and confidence were received, with its image from the recording."""
+        middle = Middle(0)
+        middle.depth, middle.confidence = rehearsal.depth, rehearsal.confidence
+        for frame in reader.frames():
+            if frame.stamp_ns == rehearsal.depth_stamp_ns:
+                middle.image = frame.image
+                break
+        return middle
+
+    def _progress(self) -> Progress:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        return Progress(*columns, console=self._console)
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def _require_ros() -> None:
+    if importlib.util.find_spec("rclpy") is None:
+        raise ReconError("the demo needs ROS 2: run `make setup`, or source a ROS 2 installation")
+
+
+def _remappings(topics: Topics) -> dict[str, str]:
+    """The node's inputs to the recording's topics; a transport's suffix is the node's to add."""
+    given = {"image": topics.image, "camera_info": topics.camera_info, "depth": topics.depth}
+    return {
+        name: topic.removesuffix(COMPRESSED[1]).removesuffix(COMPRESSED[0])
+        for name, topic in given.items()
+        if topic
+    }
+
+
+def _judged(trajectory: Trajectory, truth: Trajectory | None) -> dict[str, Any] | None:
+    if truth is None:
+        return None
+    try:
+        return evaluate_trajectory(trajectory, truth)
+    except DatasetError:
+        return None
