@@ -8,6 +8,7 @@ the core needs; `NodeConfig` is what only the ROS node needs. Flat names join gr
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -76,9 +77,7 @@ class TrackingConfig:
         range=(6, 1000),
         dynamic=True,
     )
-    reprojection_threshold: float = option(
-        3.0, "RANSAC inlier threshold", range=(0.5, 20.0), unit="px", dynamic=True
-    )
+    reprojection_threshold: float = option(3.0, "RANSAC inlier threshold", range=(0.5, 20.0), unit="px", dynamic=True)
     depth_sigma: float = option(
         0.01, "Relative standard deviation of depth in the pose refinement", range=(0.001, 1.0), dynamic=True
     )
@@ -95,18 +94,14 @@ class TrackingConfig:
     relocalization_candidates: int = option(
         6, "Stored keyframes tried per frame while there is no pose", range=(1, 100), dynamic=True
     )
-    seed: int = option(
-        0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1)
-    )
+    seed: int = option(0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1))
 
 
 @dataclass(frozen=True)
 class MemoryConfig:
     """What is remembered."""
 
-    max_keyframes: int = option(
-        500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000)
-    )
+    max_keyframes: int = option(500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000))
     min_overlap: float = option(
         0.55,
         "A new keyframe is made when the best keyframe sees less than this share of the current points",
@@ -119,9 +114,7 @@ class MemoryConfig:
         range=(0.0, 10.0),
         dynamic=True,
     )
-    min_rotation: float = option(
-        0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True
-    )
+    min_rotation: float = option(0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True)
     points_stride: int = option(2, "Stride in pixels of the pointmaps stored with keyframes", range=(1, 16))
     max_poses: int = option(
         200000, "Poses of the trajectory kept; beyond it the older half is thinned", range=(100, 10000000)
@@ -145,9 +138,7 @@ class MapConfig:
     min_observations: int = option(
         1, "Points that must fall into a voxel before it is shown", range=(1, 1000), dynamic=True
     )
-    directory: str = option(
-        "~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True
-    )
+    directory: str = option("~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True)
     path: str = option("", "Map folder ~/save_map writes to", dynamic=True)
 
 
@@ -206,9 +197,7 @@ class NodeConfig:
     points_stride: int = option(2, "Stride in pixels of ~/points", range=(1, 64), dynamic=True)
     map_publish_period: float = option(2.0, "Period of ~/map", range=(0.1, 3600.0), unit="s")
     path_period: float = option(0.5, "Period of ~/path", range=(0.02, 3600.0), unit="s")
-    path_max_size: int = option(
-        10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000)
-    )
+    path_max_size: int = option(10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000))
     watchdog_period: float = option(
         5.0, "Silence on an input after which the node says so", range=(0.5, 3600.0), unit="s"
     )
@@ -271,10 +260,8 @@ def _checked(name: str, value: Any, kind: type, metadata: Mapping[str, Any]) -> 
         except yaml.YAMLError:
             value = original
         if isinstance(value, str) and kind is float:
-            try:  # YAML reads '1e-3' as text
+            with contextlib.suppress(ValueError):  # YAML reads '1e-3' as text
                 value = float(value)
-            except ValueError:
-                pass
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -314,9 +301,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"the configuration {path} is not valid YAML: {error}") from error
     if not isinstance(data or {}, dict):
-        raise ConfigError(
-            f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}"
-        )
+        raise ConfigError(f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}")
     flat: dict[str, Any] = {}
     for key, value in (data or {}).items():
         if isinstance(value, dict) and "ros__parameters" in value:

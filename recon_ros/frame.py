@@ -43,12 +43,7 @@ class Frame:
     T_odom_camera: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        if (
-            self.image.ndim != 3
-            or self.image.shape[2] != 3
-            or self.image.dtype != np.uint8
-            or self.image.size == 0
-        ):
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8 or self.image.size == 0:
             raise InputError(
                 "image", f"image is {self.image.dtype} of shape {self.image.shape}, expected uint8 (H, W, 3)"
             )
@@ -197,16 +192,12 @@ class Trajectory:
     def __post_init__(self) -> None:
         stamps_ns = np.asarray(self.stamps_ns)
         if stamps_ns.size and not np.issubdtype(stamps_ns.dtype, np.integer):
-            raise ValueError(
-                f"stamps_ns are {stamps_ns.dtype}; a float cannot hold nanoseconds, pass integers"
-            )
+            raise ValueError(f"stamps_ns are {stamps_ns.dtype}; a float cannot hold nanoseconds, pass integers")
         poses = np.asarray(self.poses, dtype=np.float64)
         if poses.size == 0:
             poses = poses.reshape(0, 4, 4)
         if stamps_ns.ndim != 1 or poses.shape != (len(stamps_ns), 4, 4):
-            raise ValueError(
-                f"stamps_ns {stamps_ns.shape} and poses {poses.shape} are not (N,) and (N, 4, 4)"
-            )
+            raise ValueError(f"stamps_ns {stamps_ns.shape} and poses {poses.shape} are not (N,) and (N, 4, 4)")
         object.__setattr__(self, "stamps_ns", stamps_ns.astype(np.int64))
         object.__setattr__(self, "poses", poses)
 

@@ -47,9 +47,7 @@ class Intake:
             camera_info, and of a driver that publishes a zero K, have ``camera=None``.
     """
 
-    def __init__(
-        self, config: InputConfig, use_depth: bool, tolerance_ns: int, require_camera: bool = True
-    ) -> None:
+    def __init__(self, config: InputConfig, use_depth: bool, tolerance_ns: int, require_camera: bool = True) -> None:
         self.config = config
         self.require_camera = require_camera
         self._pairer: Pairer[Any, Any] = Pairer(tolerance_ns, wait_depth=use_depth)
@@ -132,9 +130,7 @@ class Intake:
         with self._lock:
             self._counts["received_depths"] += 1
             if stamp <= 0:
-                self.skip(
-                    InputError("depth_stamp_zero", "depth has stamp 0, so no image can be found for it")
-                )
+                self.skip(InputError("depth_stamp_zero", "depth has stamp 0, so no image can be found for it"))
                 return []
             return self._note_unpaired(self._pairer.add_depth(stamp, msg))
 
@@ -185,9 +181,7 @@ class Intake:
                     "previous frame's",
                 )
             if stamp <= last:
-                raise InputError(
-                    "stamp_order", f"image stamp {stamp} is not after the previous frame's {last}"
-                )
+                raise InputError("stamp_order", f"image stamp {stamp} is not after the previous frame's {last}")
             if stamp > last + LEAP_NS:
                 suspect, self._suspect_stamp = self._suspect_stamp, stamp
                 if suspect is None or not suspect < stamp <= suspect + LEAP_NS:
@@ -232,9 +226,7 @@ class Intake:
             self._unpaired_noted = self._pairer.unpaired_images
             miss = self._pairer.last_miss_ns
             nearest = (
-                "there was none at all"
-                if miss is None
-                else f"the nearest that waited is {miss / 1e6:+.3f} ms away"
+                "there was none at all" if miss is None else f"the nearest that waited is {miss / 1e6:+.3f} ms away"
             )
             self._warnings["unpaired_image"] = (
                 f"an image found no depth within {self._pairer.tolerance_ns / 1e6:g} ms: {nearest}"
@@ -243,6 +235,4 @@ class Intake:
 
 
 def _brief(camera: Camera) -> str:
-    return (
-        f"{camera.width}x{camera.height} fx={camera.fx:g} fy={camera.fy:g} cx={camera.cx:g} cy={camera.cy:g}"
-    )
+    return f"{camera.width}x{camera.height} fx={camera.fx:g} fy={camera.fy:g} cx={camera.cx:g} cy={camera.cy:g}"

@@ -75,9 +75,7 @@ def image_from_message(msg: Any) -> NDArray[np.uint8]:
     layout = _layout(msg.encoding, IMAGE_LAYOUTS, "image")
     pixels = _pixels(msg, layout, "image")
     if layout.channels == 2 and msg.width % 2:
-        raise InputError(
-            "image", f"a {msg.encoding} image must be of even width, this one is {msg.width} wide"
-        )
+        raise InputError("image", f"a {msg.encoding} image must be of even width, this one is {msg.width} wide")
     if layout.dtype == "u2":
         pixels = cv2.convertScaleAbs(pixels.astype(np.uint16, order="C"), alpha=255.0 / 65535.0)
     if layout.to_rgb is None:
@@ -153,9 +151,7 @@ def _layout(encoding: str, layouts: dict[str, _Layout], kind: str) -> _Layout:
         hint = " (this is a depth encoding: is the image topic the depth topic?)"
     elif kind == "depth" and encoding in IMAGE_LAYOUTS:
         hint = " (this is a picture: is the depth topic the image topic?)"
-    raise InputError(
-        "encoding", f"{kind} encoding '{encoding}' is not accepted{hint}; accepted: {', '.join(layouts)}"
-    )
+    raise InputError("encoding", f"{kind} encoding '{encoding}' is not accepted{hint}; accepted: {', '.join(layouts)}")
 
 
 def _pixels(msg: Any, layout: _Layout, kind: str) -> NDArray[Any]:
@@ -167,9 +163,7 @@ def _pixels(msg: Any, layout: _Layout, kind: str) -> NDArray[Any]:
     if height <= 0 or width <= 0:
         raise InputError(kind, f"{kind} is {width}x{height}: it has no pixels")
     if step < row:
-        raise InputError(
-            kind, f"{kind} has step {step}, but a row of {width} {msg.encoding} pixels takes {row} bytes"
-        )
+        raise InputError(kind, f"{kind} has step {step}, but a row of {width} {msg.encoding} pixels takes {row} bytes")
     # Some drivers leave the padding of the last row away.
     needed = (height - 1) * step + row
     if data.size < needed:
@@ -211,9 +205,7 @@ def _compressed_depth(msg: Any) -> tuple[NDArray[Any], bool]:
     data = np.frombuffer(msg.data, dtype=np.uint8)
     form = str(msg.format)
     if "rvl" in form.lower():
-        raise InputError(
-            "encoding", f"compressed depth format '{form}' is not accepted; set the transport to PNG"
-        )
+        raise InputError("encoding", f"compressed depth format '{form}' is not accepted; set the transport to PNG")
     # Writers other than image_transport's leave the header away.
     has_header = "compressedDepth" in form and data[: len(PNG_MAGIC)].tobytes() != PNG_MAGIC
     raw = _decoded(data[12:] if has_header else data, cv2.IMREAD_UNCHANGED)
@@ -225,8 +217,7 @@ def _compressed_depth(msg: Any) -> tuple[NDArray[Any], bool]:
     if raw.dtype != np.uint16 or raw.ndim != 2:
         raise InputError(
             "encoding",
-            f"compressed depth '{form}' holds {raw.dtype} of shape {raw.shape}; accepted: 16-bit PNG of one "
-            "channel",
+            f"compressed depth '{form}' holds {raw.dtype} of shape {raw.shape}; accepted: 16-bit PNG of one channel",
         )
     if not (has_header and "32FC1" in form):
         return raw, False

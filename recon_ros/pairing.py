@@ -112,11 +112,7 @@ class Pairer(Generic[ImageItem, DepthItem]):
 
     def _nearest_free_depth(self, stamp: int) -> _Waiting[DepthItem] | None:
         """The nearest depth within tolerance that no later image is nearer to; of two, the earlier."""
-        near = [
-            d
-            for d in self._depths
-            if abs(d.stamp_ns - stamp) <= self.tolerance_ns and self._is_free(d, stamp)
-        ]
+        near = [d for d in self._depths if abs(d.stamp_ns - stamp) <= self.tolerance_ns and self._is_free(d, stamp)]
         return min(near, key=lambda d: abs(d.stamp_ns - stamp), default=None)
 
     def _is_free(self, depth: _Waiting[DepthItem], stamp: int) -> bool:

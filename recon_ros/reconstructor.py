@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -68,7 +69,7 @@ class Reconstructor:
         """
         self._timings = {}
         with self._timed("prepare"):
-            grid, image, camera, depth = self._prepare(frame)
+            image, camera, depth = self._prepare(frame)
         with self._timed("step"):
             self._memory, prediction = self.source.step(self._memory, image, camera, depth)
         with self._timed("track"):
@@ -116,7 +117,12 @@ class Reconstructor:
         self._tracker.config = config.tracking
         self._map.set_config(config.map)
 
-    def _prepare(self, frame: Frame) -> tuple[Grid, NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
+    def grid(self, width: int, height: int) -> Grid:
+        """The pixel grid that images of this size are processed on, with the way there and back."""
+        largest, card = self.config.input.max_size, self.source.card
+        return Grid.fit(width, height, min(largest, card.max_size or largest), card.multiple)
+
+    def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
         """Image, camera and depth undistorted and on the source's grid."""
         camera = frame.camera
         if camera is None:
@@ -128,10 +134,8 @@ class Reconstructor:
             if depth is not None:
                 depth = cv2.remap(depth, map_x, map_y, cv2.INTER_NEAREST, borderValue=float("nan"))
             camera = camera.undistorted()
-        card = self.source.card
-        max_size = min(self.config.input.max_size, card.max_size or self.config.input.max_size)
-        grid = Grid.fit(camera.width, camera.height, max_size, card.multiple)
-        return grid, grid.image(image), grid.camera(camera), None if depth is None else grid.depth(depth)
+        grid = self.grid(camera.width, camera.height)
+        return grid.image(image), grid.camera(camera), None if depth is None else grid.depth(depth)
 
     def _track(self, view: View, frame: Frame) -> Track | None:
         """The pose against the keyframes; the first frame that can carry a map defines the world."""
@@ -161,9 +165,7 @@ class Reconstructor:
         return keyframe
 
     def _is_new(self, view: View, track: Track) -> bool:
-        T_reference_camera = (
-            se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
-        )
+        T_reference_camera = se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
         return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
 
     def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
@@ -200,31 +202,29 @@ class Reconstructor:
             self._trajectory.re_anchor(gone, successor)
 
     def _update(self, view: View, frame: Frame, track: Track | None, keyframe: Keyframe | None) -> Update:
-        reference_id = None if track is None else keyframe.id if keyframe else track.reference_id
-        known = (
-            {}
-            if track is None or reference_id is None
-            else {
-                "reference_id": reference_id,
-                "T_reference_camera": se3.inverse(self._store[reference_id].T_world_camera)
-                @ track.T_world_camera,
-                "inliers": track.inliers,
-                "confidence": track.confidence,
-                "covariance": COVARIANCE_INFLATION * np.linalg.inv(track.information),
-            }
-        )
-        return Update(
+        update = Update(
             stamp_ns=frame.stamp_ns,
             frame_id=frame.frame_id,
             state=self.state,
-            T_world_camera=None if track is None else track.T_world_camera,
+            T_world_camera=None,
             image=view.image,
             camera=view.camera,
             prediction=view.prediction,
-            keyframe_id=None if keyframe is None else keyframe.id,
             is_metric=view.prediction.is_metric,
             timings_ms=self._timings,
-            **known,
+        )
+        if track is None:
+            return update
+        reference = keyframe or self._store[track.reference_id]
+        return replace(
+            update,
+            T_world_camera=track.T_world_camera,
+            keyframe_id=None if keyframe is None else keyframe.id,
+            reference_id=reference.id,
+            T_reference_camera=se3.inverse(reference.T_world_camera) @ track.T_world_camera,
+            inliers=track.inliers,
+            confidence=track.confidence,
+            covariance=np.asarray(COVARIANCE_INFLATION * np.linalg.inv(track.information)),
         )
 
     @contextmanager

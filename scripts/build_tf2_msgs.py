@@ -82,9 +82,7 @@ def find_compilers() -> tuple[list[str], list[str]]:
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        raise MissingTools(
-            f"no headers of Python {version} found (Debian and Ubuntu: apt install python{version}-dev)"
-        )
+        raise MissingTools(f"no headers of Python {version} found (Debian and Ubuntu: apt install python{version}-dev)")
     return c.split(), cxx.split()
 
 
@@ -108,9 +106,7 @@ def generate(work: Path, share: Path) -> Path:
     interfaces = [f"{source}:msg/TFMessage.idl"]
     includes = [str(share / name) for name in INTERFACE_PACKAGES]
 
-    hashes = HashTypeDescription("type_description").generate_type_hashes(
-        PACKAGE, interfaces, includes, work / "hash"
-    )
+    hashes = HashTypeDescription("type_description").generate_type_hashes(PACKAGE, interfaces, includes, work / "hash")
     found = json.loads(Path(hashes[0]).read_text())["type_hashes"][0]["hash_string"]
     if found != TYPE_HASH:
         raise BuildError(f"the type hash of TFMessage is {found}, that of the real package {TYPE_HASH}")

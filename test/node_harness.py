@@ -50,9 +50,7 @@ Found = TypeVar("Found")
 class NodeProcess:
     """`recon_node` with parameters, its log in a file."""
 
-    def __init__(
-        self, folder: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = ()
-    ) -> None:
+    def __init__(self, folder: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = ()) -> None:
         command = [sys.executable, "-m", "recon_ros.ros.node", "--ros-args", *arguments]
         for name, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if value == "" else value
@@ -105,9 +103,7 @@ class NodeProcess:
 class Graph:
     """Publishers of a camera, subscribers of every output, and clients, spinning in a thread."""
 
-    def __init__(
-        self, node: NodeProcess, besides: tuple[interface.Topic, ...] = (), name: str = "recon"
-    ) -> None:
+    def __init__(self, node: NodeProcess, besides: tuple[interface.Topic, ...] = (), name: str = "recon") -> None:
         self.process, self.name = node, name
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=DOMAIN)
@@ -201,9 +197,7 @@ class Graph:
     def at(self, name: str, stamp: int) -> Any:
         """Wait for the message of that stamp."""
         return self.process.wait(
-            lambda: next(
-                (m for m in reversed(self.received[name]) if stamp_ns(m.header.stamp) == stamp), None
-            ),
+            lambda: next((m for m in reversed(self.received[name]) if stamp_ns(m.header.stamp) == stamp), None),
             f"{name} with stamp {stamp}",
         )
 

@@ -75,26 +75,20 @@ def test_cloud_layout_is_what_pcl_and_rviz_read(with_confidence: bool) -> None:
             raw[:, offsets[name] : offsets[name] + 4].copy().view("<f4")[:, 0], points[:, axis]
         )
     rgb = raw[:, offsets["rgb"] : offsets["rgb"] + 4].copy().view("<u4")[:, 0]
-    np.testing.assert_array_equal(
-        rgb, (colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32))
-    )
+    np.testing.assert_array_equal(rgb, (colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)))
     if confidence is not None:
         offset = offsets["confidence"]
         np.testing.assert_array_equal(raw[:, offset : offset + 4].copy().view("<f4")[:, 0], confidence)
 
 
 def test_an_empty_cloud_is_a_cloud() -> None:
-    message = conversions.cloud_message(
-        np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), STAMP, "map"
-    )
+    message = conversions.cloud_message(np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), STAMP, "map")
     assert (message.width, message.row_step, len(message.data)) == (0, 0, 0)
     serialize_message(message)
 
 
 def test_a_cloud_reads_back_with_sensor_msgs_py() -> None:
-    point_cloud2 = pytest.importorskip(
-        "sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not among the wheels"
-    )
+    point_cloud2 = pytest.importorskip("sensor_msgs_py.point_cloud2", reason="sensor_msgs_py is not among the wheels")
     points = np.arange(30, dtype=np.float32).reshape(10, 3)
     message = conversions.cloud_message(points, np.zeros((10, 3), np.uint8), STAMP, "map")
     np.testing.assert_array_equal(point_cloud2.read_points_numpy(message, ("x", "y", "z")), points)

@@ -54,9 +54,7 @@ def test_the_truth_itself_has_no_error() -> None:
     assert errors["rpe_frame_m"] < 1e-9 and errors["rpe_metre_rad"] < 1e-6
     assert errors["scale"] == pytest.approx(1.0)
     assert (errors["coverage"], errors["pairs"]) == (1.0, 60)
-    assert errors["path_length"] == pytest.approx(
-        np.linalg.norm(np.diff(truth.positions, axis=0), axis=1).sum()
-    )
+    assert errors["path_length"] == pytest.approx(np.linalg.norm(np.diff(truth.positions, axis=0), axis=1).sum())
 
 
 def test_known_statistics_of_known_errors() -> None:
@@ -81,9 +79,7 @@ def test_scale_error_counts_for_se3_only() -> None:
 def test_relative_errors_of_a_constant_drift() -> None:
     """A straight drive that is measured 2 % too long and turns 0.01 rad a frame too much."""
     n = 101
-    truth = Trajectory(
-        START + np.arange(n) * 10**8, np.stack([se3.make(np.eye(3), [0, 0, 0.1 * i]) for i in range(n)])
-    )
+    truth = Trajectory(START + np.arange(n) * 10**8, np.stack([se3.make(np.eye(3), [0, 0, 0.1 * i]) for i in range(n)]))
     pose, poses = np.eye(4), []
     for _ in range(n):
         poses.append(pose)
@@ -204,9 +200,7 @@ def test_distances_of_a_shifted_map_are_the_shift() -> None:
     frames, truth, _ = room_frames()
     found = truth_cloud(frames, truth)
     wall = found.points[np.abs(found.points[:, 2] - 3) < 1e-6]
-    shifted = cloud_of(
-        np.concatenate([wall, found.points[found.points[:, 2] < 2.5]]) + np.float32([0, 0, 0.04])
-    )
+    shifted = cloud_of(np.concatenate([wall, found.points[found.points[:, 2] < 2.5]]) + np.float32([0, 0, 0.04]))
     errors = evaluate_cloud(shifted, found, np.eye(4))
     assert errors is not None
     assert errors["accuracy_median"] == pytest.approx(0.04, abs=1e-5)
@@ -298,10 +292,7 @@ def test_report_has_the_promised_keys_and_values(tmp_path: Path) -> None:
     assert back["skipped"] == {"encoding": 2}
     assert back["latency_ms"] == {"p50": 50.5, "p95": 95.05, "p99": 99.01}
     assert back["stages_ms"] == {"track": 2.5}
-    assert (
-        set(back["rss_mb"]) == {"start", "end", "max"}
-        and back["rss_mb"]["max"] >= back["rss_mb"]["start"] > 10
-    )
+    assert set(back["rss_mb"]) == {"start", "end", "max"} and back["rss_mb"]["max"] >= back["rss_mb"]["start"] > 10
     assert back["fps"] > 0 and len(back["config_hash"]) == 12
     assert back["ate"]["se3_rmse"] < 1e-9 and back["cloud"] is None
     for key in ("keyframes", "loops", "metric_scale", "source", "runtime"):
@@ -351,9 +342,7 @@ def a_map() -> Cloud:
 def test_top_view_finds_up_and_straightens_any_world(twist: np.ndarray) -> None:
     T = se3.exp(twist)
     cloud, trajectory = a_map(), transformed(drive(), T)
-    view = top_view(
-        Cloud(se3.transform(T, cloud.points), cloud.colours, cloud.confidence), trajectory, pixels=200
-    )
+    view = top_view(Cloud(se3.transform(T, cloud.points), cloud.colours, cloud.confidence), trajectory, pixels=200)
     z = (view.T_view_world @ T)[2, :3]
     np.testing.assert_allclose(z, [0, 0, 1], atol=1e-6)
     x0, x1, y0, y1 = view.extent
@@ -387,9 +376,7 @@ def test_picture_is_drawn_with_and_without_truth(tmp_path: Path) -> None:
     )
     report_picture(bare, report=a_report(), cloud=cloud, trajectory=truth)
     none = Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
-    report_picture(
-        empty, report={}, cloud=cloud_of(np.zeros((0, 3))), trajectory=none, truth=truth, image=image
-    )
+    report_picture(empty, report={}, cloud=cloud_of(np.zeros((0, 3))), trajectory=none, truth=truth, image=image)
     pictures = [cv2.imread(str(path)) for path in (full, bare, empty)]
     assert all(picture.shape == (1000, 1600, 3) for picture in pictures)
     assert _has(pictures[0], "#0ea5e9") and _has(pictures[0], "#e11d48")

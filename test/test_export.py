@@ -36,16 +36,13 @@ def test_tum_line_is_spelled_out(tmp_path: Path) -> None:
     write_tum(tmp_path / "t.tum", Trajectory(np.array([1_700_000_000_000_000_001]), T[None]))
     line = (tmp_path / "t.tum").read_text().splitlines()[1]
     assert line == (
-        "1700000000.000000001 1.500000000 -2.000000000 0.000000000 "
-        "0.000000000 0.000000000 0.707106781 0.707106781"
+        "1700000000.000000001 1.500000000 -2.000000000 0.000000000 0.000000000 0.000000000 0.707106781 0.707106781"
     )
 
 
 def test_tum_reads_what_others_write(tmp_path: Path) -> None:
     path = tmp_path / "t.tum"
-    path.write_text(
-        "# comment\n\n1305031102.1753 1 2 3 0 0 0 1\n1.3050311022e+09,1,2,3,0,0,0,1\n5 0 0 0 0 0 0 2\n"
-    )
+    path.write_text("# comment\n\n1305031102.1753 1 2 3 0 0 0 1\n1.3050311022e+09,1,2,3,0,0,0,1\n5 0 0 0 0 0 0 2\n")
     back = read_tum(path)
     assert back.stamps_ns.tolist() == [1305031102175300000, 1305031102200000000, 5 * 10**9]
     np.testing.assert_allclose(back.poses[2], np.eye(4))

@@ -105,9 +105,7 @@ def test_data_may_be_any_buffer(kind):
 
 
 def vars_of(msg):
-    return {
-        name: getattr(msg, name) for name in ("height", "width", "encoding", "is_bigendian", "step", "data")
-    }
+    return {name: getattr(msg, name) for name in ("height", "width", "encoding", "is_bigendian", "step", "data")}
 
 
 def test_rclpy_messages_are_read_like_those_of_rosbags():

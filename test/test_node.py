@@ -198,9 +198,7 @@ def test_pause_drops_frames_and_keeps_the_state(graph: Graph, walker: Walker) ->
     assert np.linalg.norm(pose(walker.track())[:3, 3] - last[:3, 3]) < 0.1, "the map is still there"
 
 
-def test_save_map_writes_a_folder_and_answers_with_its_path(
-    graph: Graph, walker: Walker, tmp_path: Path
-) -> None:
+def test_save_map_writes_a_folder_and_answers_with_its_path(graph: Graph, walker: Walker, tmp_path: Path) -> None:
     walker.track()
     answer = graph.call(Trigger, "~/save_map")
     assert answer.success, answer.message
@@ -295,9 +293,7 @@ def test_bad_input_is_skipped_counted_and_named(
 ) -> None:
     before = graph.count(f"skipped.{reason}")
     walker.send(spoil)
-    graph.process.wait(
-        lambda: graph.count(f"skipped.{reason}") == before + 1, f"a frame skipped for {reason}"
-    )
+    graph.process.wait(lambda: graph.count(f"skipped.{reason}") == before + 1, f"a frame skipped for {reason}")
     graph.process.says(said)
     walker.track()
 
@@ -306,9 +302,7 @@ def test_a_stamp_that_goes_back_a_little_is_skipped(graph: Graph, walker: Walker
     walker.track()
     before = graph.count("skipped.stamp_order")
     walker.send(advance=-PERIOD_NS // 2)
-    graph.process.wait(
-        lambda: graph.count("skipped.stamp_order") == before + 1, "a frame skipped for its stamp"
-    )
+    graph.process.wait(lambda: graph.count("skipped.stamp_order") == before + 1, "a frame skipped for its stamp")
     walker.track(advance=2 * PERIOD_NS)
 
 

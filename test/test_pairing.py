@@ -102,10 +102,7 @@ def test_a_depth_is_kept_for_the_image_of_its_own_stamp():
     pairer = Pairer(20 * MS, True)
     pairs = play(
         pairer,
-        [
-            (kind, ms * MS)
-            for kind, ms in [("image", 0), ("depth", 0), ("image", 16), ("depth", 33), ("image", 33)]
-        ],
+        [(kind, ms * MS) for kind, ms in [("image", 0), ("depth", 0), ("image", 16), ("depth", 33), ("image", 33)]],
     )
     assert pairs == [(0, 0), (33 * MS, 33 * MS)] and pairer.unpaired_images == 1
 

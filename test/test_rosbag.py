@@ -205,9 +205,7 @@ def test_raw_messages_are_those_written(bag):
     written = rgbd_messages(COUNT)
     with BagReader(bag) as reader:
         raw = list(reader.raw_messages())
-        assert [(topic, time_ns) for topic, _, time_ns, _ in raw] == [
-            (t, time_ns) for t, time_ns, _ in written
-        ]
+        assert [(topic, time_ns) for topic, _, time_ns, _ in raw] == [(t, time_ns) for t, time_ns, _ in written]
         for (_, msgtype, _, data), (_, _, msg) in zip(raw, written, strict=True):
             assert msgtype == msg.__msgtype__ and data == STORE.serialize_cdr(msg, msgtype).tobytes()
         assert {topic for topic, *_ in reader.raw_messages(["/ground_truth/pose"])} == {"/ground_truth/pose"}
@@ -233,9 +231,7 @@ def test_topics_of_a_realsense(tmp_path):
             "/camera/depth/camera_info": camera_info(32, 24),
             "/camera/aligned_depth_to_color/image_raw": image(DEPTH, "16UC1"),
             "/camera/aligned_depth_to_color/camera_info": camera_info(),
-            "/camera/color/image_raw/compressed": compressed(
-                encoded(PICTURE, ".jpg"), "rgb8; jpeg compressed bgr8"
-            ),
+            "/camera/color/image_raw/compressed": compressed(encoded(PICTURE, ".jpg"), "rgb8; jpeg compressed bgr8"),
             "/camera/color/image_raw": image(PICTURE, "rgb8"),
             "/camera/color/camera_info": camera_info(),
         },

@@ -68,9 +68,7 @@ def test_a_cut_mcap_in_a_folder_is_used_and_the_loss_tells_of_how_many(long_bag,
 
 
 def test_a_damaged_chunk_is_left_out(tmp_path):
-    data = bytearray(
-        mcap_of(write_bag(tmp_path / "whole", rgbd_messages(90, 128, 96), zstd=True)).read_bytes()
-    )
+    data = bytearray(mcap_of(write_bag(tmp_path / "whole", rgbd_messages(90, 128, 96), zstd=True)).read_bytes())
     zstd_magic = b"\x28\xb5\x2f\xfd"
     second = data.index(zstd_magic, data.index(zstd_magic) + 1)
     data[second : second + 4] = bytes(4)

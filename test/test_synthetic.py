@@ -90,9 +90,7 @@ def test_drive_is_smooth_level_and_at_the_right_speed() -> None:
     steps = np.linalg.norm(np.diff(truth.positions, axis=0), axis=1)
     np.testing.assert_allclose(steps, 0.12, rtol=2e-3)
     np.testing.assert_allclose(truth.positions[:, 2], 1.2)
-    turns = [
-        se3.distance(se3.inverse(a) @ b)[1] for a, b in zip(truth.poses[:-1], truth.poses[1:], strict=True)
-    ]
+    turns = [se3.distance(se3.inverse(a) @ b)[1] for a, b in zip(truth.poses[:-1], truth.poses[1:], strict=True)]
     assert max(turns) < np.radians(5)
     assert np.abs(np.diff(turns)).max() < np.radians(0.5)
     assert np.all(truth.poses[:, 2, 0] == 0.0)  # the camera's x axis stays horizontal
@@ -172,14 +170,10 @@ def test_bag_round_trip(tmp_path: Path, compressed: bool) -> None:
 
     data = SyntheticWarehouse(3, 160, 120, noise=True)
     counts: list[int] = []
-    written = write_bag(
-        tmp_path / "bag", data, data.ground_truth(), compressed=compressed, progress=counts.append
-    )
+    written = write_bag(tmp_path / "bag", data, data.ground_truth(), compressed=compressed, progress=counts.append)
     assert written == 3 and counts == [1, 2, 3]
     with AnyReader([tmp_path / "bag"]) as reader:
-        messages = [
-            (c.topic, stamp, reader.deserialize(raw, c.msgtype)) for c, stamp, raw in reader.messages()
-        ]
+        messages = [(c.topic, stamp, reader.deserialize(raw, c.msgtype)) for c, stamp, raw in reader.messages()]
     by_topic: dict[str, list] = {}
     for topic, stamp, message in messages:
         assert message.header.stamp.sec * 10**9 + message.header.stamp.nanosec == stamp
@@ -215,9 +209,7 @@ def test_bag_metadata_is_what_ros2_bag_expects(tmp_path: Path) -> None:
 
     data = SyntheticWarehouse(2, 64, 48)
     write_bag(tmp_path / "bag", data)
-    information = yaml.safe_load((tmp_path / "bag" / "metadata.yaml").read_text())[
-        "rosbag2_bagfile_information"
-    ]
+    information = yaml.safe_load((tmp_path / "bag" / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
     assert (information["version"], information["storage_identifier"]) == (9, "mcap")
     assert information["duration"]["nanoseconds"] == 10**8
     assert (tmp_path / "bag" / information["relative_file_paths"][0]).is_file()

@@ -57,9 +57,7 @@ class Demo:
             from recon_ros.ros.rehearsal import Rehearsal
 
             self._say(f"starting the node; its log is {self._out / 'node.log'}")
-            with NodeProcess(
-                self._parameters(reader), _remappings(reader.topics), self._out / "node.log"
-            ) as node:
+            with NodeProcess(self._parameters(reader), _remappings(reader.topics), self._out / "node.log") as node:
                 record = RunRecord(node.pid)
                 with Rehearsal() as rehearsal:
                     self._play(reader, rehearsal, node, record)
@@ -90,9 +88,7 @@ class Demo:
         drive = SyntheticWarehouse(noise=True)
         with self._progress() as progress:
             task = progress.add_task("rendering a warehouse", total=len(drive))
-            write_bag(
-                path, drive, drive.ground_truth(), progress=lambda n: progress.update(task, completed=n)
-            )
+            write_bag(path, drive, drive.ground_truth(), progress=lambda n: progress.update(task, completed=n))
         return path
 
     def _parameters(self, reader: BagReader) -> dict[str, Any]:
@@ -125,9 +121,7 @@ class Demo:
             rehearsal.settle()
             record.sample_memory()
 
-    def _finish(
-        self, bag: Path, reader: BagReader, rehearsal: Rehearsal, record: RunRecord, saved: Path
-    ) -> None:
+    def _finish(self, bag: Path, reader: BagReader, rehearsal: Rehearsal, record: RunRecord, saved: Path) -> None:
         live, truth = rehearsal.live_trajectory(), reader.ground_truth()
         write_tum(self._out / "trajectory_live.tum", live)
         shutil.copy(saved / "keyframes.tum", self._out / "keyframes.tum")
@@ -201,9 +195,7 @@ def _remappings(topics: Topics) -> dict[str, str]:
     """The node's inputs to the recording's topics; a transport's suffix is the node's to add."""
     given = {"image": topics.image, "camera_info": topics.camera_info, "depth": topics.depth}
     return {
-        name: topic.removesuffix(COMPRESSED[1]).removesuffix(COMPRESSED[0])
-        for name, topic in given.items()
-        if topic
+        name: topic.removesuffix(COMPRESSED[1]).removesuffix(COMPRESSED[0]) for name, topic in given.items() if topic
     }
 
 

@@ -24,22 +24,12 @@ app = typer.Typer(
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set one option, e.g. memory.max_keyframes=100; repeatable"
-    ),
+    typer.Option("--set", metavar="KEY=VALUE", help="Set one option, e.g. memory.max_keyframes=100; repeatable"),
 ]
-ImageTopic = Annotated[
-    str | None, typer.Option(help="Image topic; found by type when not given", show_default=False)
-]
-InfoTopic = Annotated[
-    str | None, typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)
-]
-DepthTopic = Annotated[
-    str | None, typer.Option(help="Depth topic, registered to the image", show_default=False)
-]
-TruthTopic = Annotated[
-    str | None, typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)
-]
+ImageTopic = Annotated[str | None, typer.Option(help="Image topic; found by type when not given", show_default=False)]
+InfoTopic = Annotated[str | None, typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)]
+DepthTopic = Annotated[str | None, typer.Option(help="Depth topic, registered to the image", show_default=False)]
+TruthTopic = Annotated[str | None, typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)]
 
 
 @contextmanager
@@ -59,13 +49,9 @@ def _root() -> None:
 
 @app.command()
 def run(
-    recording: Annotated[
-        Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")
-    ],
+    recording: Annotated[Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")],
-    source: Annotated[
-        str | None, typer.Option(help="Where pointmaps come from", show_default="depth")
-    ] = None,
+    source: Annotated[str | None, typer.Option(help="Where pointmaps come from", show_default="depth")] = None,
     no_loops: Annotated[bool, typer.Option("--no-loops", help="Close no loops")] = False,
     save_depth: Annotated[bool, typer.Option("--save-depth", help="Also write depth/<stamp_ns>.npy")] = False,
     evaluate_map: Annotated[
@@ -91,16 +77,12 @@ def run(
         )
         if no_loops:
             Console(stderr=True).print("note: this version closes no loops, --no-loops changes nothing")
-        Offline(
-            recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map
-        ).run()
+        Offline(recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map).run()
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")] = Path(
-        "out/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")] = Path("out/demo"),
     bag: Annotated[
         Path | None,
         typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False),

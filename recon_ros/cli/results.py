@@ -91,10 +91,6 @@ def _judge(results: Results, report: dict[str, Any], true_frames: Iterable[Frame
         report["ate"] = evaluate_trajectory(results.trajectory, results.truth)
         if true_frames is not None:
             T_truth_world = alignment(*associate(results.trajectory, results.truth))
-            report["cloud"] = evaluate_cloud(
-                results.cloud, truth_cloud(true_frames, results.truth), T_truth_world
-            )
+            report["cloud"] = evaluate_cloud(results.cloud, truth_cloud(true_frames, results.truth), T_truth_world)
     except DatasetError as error:
-        Console(stderr=True).print(
-            f"[yellow]warning:[/] not compared with the truth: {error}", highlight=False
-        )
+        Console(stderr=True).print(f"[yellow]warning:[/] not compared with the truth: {error}", highlight=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -19,7 +20,6 @@ from recon_ros.errors import ConfigError, DatasetError, InputError, ReconError
 from recon_ros.evaluation.report import RunRecord, build_report
 from recon_ros.export.tum import write_tum
 from recon_ros.frame import Frame, State, Trajectory, Update
-from recon_ros.geometry.grid import Grid
 from recon_ros.reconstructor import Reconstructor
 
 
@@ -107,12 +107,10 @@ class Offline:
         if self._save_depth:
             np.save(self._out / "depth" / f"{frame.stamp_ns}.npy", self._input_depth(frame, update))
 
-    def _input_depth(self, frame: Frame, update: Update) -> np.ndarray:
+    def _input_depth(self, frame: Frame, update: Update) -> NDArray[np.float32]:
         """(H, W) float32 of the input image's size, NaN where there is none."""
         height, width = frame.image.shape[:2]
-        card = self._reconstructor.source.card
-        max_size = min(self._config.input.max_size, card.max_size or self._config.input.max_size)
-        return Grid.fit(width, height, max_size, card.multiple).depth_back(update.prediction.depth)
+        return self._reconstructor.grid(width, height).depth_back(update.prediction.depth)
 
     def _account(self, reader: BagReader) -> None:
         """What did not become a frame; warn of what the user should know."""

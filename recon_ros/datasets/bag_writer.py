@@ -123,9 +123,7 @@ class BagWriter:
     def _jpeg(self, header: Any, rgb: NDArray[np.uint8]) -> Any:
         quality = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         _, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality)
-        return self._types.types["sensor_msgs/msg/CompressedImage"](
-            header=header, format="jpeg", data=data.reshape(-1)
-        )
+        return self._types.types["sensor_msgs/msg/CompressedImage"](header=header, format="jpeg", data=data.reshape(-1))
 
     def _camera_info(self, header: Any, camera: Camera) -> Any:
         projection = np.hstack([camera.K, np.zeros((3, 1))])
@@ -171,9 +169,7 @@ def write_bag(
         DatasetError: when `path` exists already or there are no frames.
     """
     count = 0
-    truth = (
-        list(zip(ground_truth.stamps_ns.tolist(), ground_truth.poses, strict=True)) if ground_truth else []
-    )
+    truth = list(zip(ground_truth.stamps_ns.tolist(), ground_truth.poses, strict=True)) if ground_truth else []
     with BagWriter(path, compressed) as bag:
         for frame in frames:
             while truth and truth[0][0] <= frame.stamp_ns:

@@ -53,9 +53,7 @@ class FloorPainter:
             bend = (a + b) / 2 + rng.normal(0, 40, 2)
             t = np.linspace(0, 1, 24)[:, None]
             curve = ((1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b).astype(np.int32)
-            cv2.polylines(
-                small, [curve], False, int(rng.uniform(30, 70)), int(rng.integers(2, 5)), cv2.LINE_AA
-            )
+            cv2.polylines(small, [curve], False, int(rng.uniform(30, 70)), int(rng.integers(2, 5)), cv2.LINE_AA)
         soft = cv2.resize(cv2.GaussianBlur(small, (0, 0), 1.2), (w, h), interpolation=cv2.INTER_LINEAR)
         shade -= soft.astype(np.float32) * 0.5
 
@@ -98,13 +96,9 @@ class FloorPainter:
     def arrow(self, x: float, y: float, angle: float) -> None:
         """A white arrow of 1.2 m, pointing `angle` degrees counter-clockwise from +x."""
         mask = np.zeros(self.shape, np.uint8)
-        shape = np.array(
-            [[-0.6, -0.06], [0.2, -0.06], [0.2, -0.2], [0.6, 0], [0.2, 0.2], [0.2, 0.06], [-0.6, 0.06]]
-        )
+        shape = np.array([[-0.6, -0.06], [0.2, -0.06], [0.2, -0.2], [0.6, 0], [0.2, 0.2], [0.2, 0.06], [-0.6, 0.06]])
         u, v = self._pixel(x, y)
-        cv2.fillPoly(
-            mask, [np.round(shape * (self.scale, -self.scale) + (u, v)).astype(np.int32)], 255, cv2.LINE_AA
-        )
+        cv2.fillPoly(mask, [np.round(shape * (self.scale, -self.scale) + (u, v)).astype(np.int32)], 255, cv2.LINE_AA)
         self._turn(mask, u, v, angle)
         paint(self.image, mask, WHITE, self.wear)
 

@@ -52,9 +52,7 @@ class McapWalk:
             self.schemas.setdefault(topic, schema)
             self.counts[topic] += 1
         if not self.counts:
-            raise DatasetError(
-                f"no ROS 2 message can be read from '{path}'. {' '.join(self.damage)}".rstrip(". ")
-            )
+            raise DatasetError(f"no ROS 2 message can be read from '{path}'. {' '.join(self.damage)}".rstrip(". "))
 
     def messages(self, topics: Collection[str]) -> Iterator[tuple[str, str, int, bytes]]:
         """Topic, type, time of recording (nanoseconds) and CDR data of each message, as they lie there."""

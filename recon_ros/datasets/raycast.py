@@ -98,7 +98,6 @@ class TexturedScene:
         table[:-1, 8], table[:-1, 9:] = texel, self._normals
         table[-1] = table[-2]  # rays that hit nothing read something
         self._table = np.ascontiguousarray(table)
-        self._rays: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def render(self, T_world_camera: NDArray[np.float64], camera: Camera) -> tuple[NDArray[np.uint8], Floats]:
         """One view.
@@ -125,11 +124,9 @@ class TexturedScene:
             colour[edges] = np.mean(samples, axis=0)
         return colour, depth
 
-    def _cast(
-        self, origin: Floats, directions: Floats, focal: float
-    ) -> tuple[NDArray[Any], Floats, NDArray[np.uint8]]:
+    def _cast(self, origin: Floats, directions: Floats, focal: float) -> tuple[NDArray[Any], Floats, NDArray[np.uint8]]:
         """Quad, depth and colour of (H, W, 3) rays whose length along the optical axis is 1."""
-        rays = self._ray_buffer(directions.shape[:2])
+        rays = np.empty((*directions.shape[:2], 6), np.float32)
         rays[..., :3], rays[..., 3:] = origin, directions
         hit = self._scene.cast_rays(o3d.core.Tensor.from_numpy(rays))
         depth = hit["t_hit"].numpy()
@@ -142,14 +139,6 @@ class TexturedScene:
         t = b[..., 1] + b[..., 0] * second
         return quad, depth, self._shaded(quad, s, t, depth, directions, focal)
 
-    def _ray_buffer(self, shape: tuple[int, int]) -> NDArray[np.float32]:
-        """An (H, W, 6) array; the one of a whole image is kept."""
-        if shape not in self._rays:
-            if len(self._rays) > 2:
-                self._rays.clear()
-            self._rays[shape] = np.empty((*shape, 6), np.float32)
-        return self._rays[shape]
-
     def _shaded(
         self, quad: NDArray[Any], s: Floats, t: Floats, depth: Floats, directions: Floats, focal: float
     ) -> NDArray[np.uint8]:
@@ -160,9 +149,7 @@ class TexturedScene:
         x = (row[..., 0] * s + row[..., 1]) * shrink + (level > 0) * width - 0.5
         y = (row[..., 2] * t + row[..., 3]) * shrink + (level > 0) * (height - 2 * height * shrink) - 0.5
         albedo = cv2.remap(self._albedo, x.astype(np.float32), y.astype(np.float32), cv2.INTER_LINEAR)
-        light = cv2.remap(
-            self._light, row[..., 4] * s + row[..., 5], row[..., 6] * t + row[..., 7], cv2.INTER_LINEAR
-        )
+        light = cv2.remap(self._light, row[..., 4] * s + row[..., 5], row[..., 6] * t + row[..., 7], cv2.INTER_LINEAR)
         shaded: NDArray[np.uint8] = cv2.multiply(albedo, light, scale=1.0 / LIGHT_UNIT)
         return shaded
 
@@ -221,15 +208,11 @@ class TexturedScene:
             strength[lit] *= ~self._occluded(points[lit], towards[lit], 0.98)
             direct += strength
         light = AMBIENT * ambient / total + 24.0 / len(lamps) * direct
-        return np.asarray(
-            light * 1.45 / (1.0 + 0.45 * light), dtype=np.float32
-        )  # a soft shoulder, as film has
+        return np.asarray(light * 1.45 / (1.0 + 0.45 * light), dtype=np.float32)  # a soft shoulder, as film has
 
     def _occluded(self, points: Floats, directions: Floats, far: float) -> NDArray[np.bool_]:
         rays = np.concatenate([points, directions], axis=1).astype(np.float32)
-        blocked: NDArray[np.bool_] = self._scene.test_occlusions(
-            o3d.core.Tensor.from_numpy(rays), 0.0, far
-        ).numpy()
+        blocked: NDArray[np.bool_] = self._scene.test_occlusions(o3d.core.Tensor.from_numpy(rays), 0.0, far).numpy()
         return blocked
 
 

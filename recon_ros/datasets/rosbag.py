@@ -151,9 +151,7 @@ class BagReader:
             DatasetError: for a ROS 1 recording, whose messages are not CDR.
         """
         if self._recording.is_ros1:
-            raise DatasetError(
-                f"'{self.path}' is of ROS 1 and cannot be played to ROS 2; use rosbags-convert first"
-            )
+            raise DatasetError(f"'{self.path}' is of ROS 1 and cannot be played to ROS 2; use rosbags-convert first")
         return self._recording.messages(list(self._recording.channels) if topics is None else topics)
 
     def message_type(self, topic: str) -> str:

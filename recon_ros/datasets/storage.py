@@ -183,9 +183,7 @@ def _open_storages(path: Path) -> tuple[list[Storage], str | None]:
         raise DatasetError(f"there is no recording at '{path}'")
     if path.is_file():
         if path.suffix != ".bag" and path.suffix not in SUFFIXES:
-            raise DatasetError(
-                f"'{path}' is no recording: its name ends neither in .mcap nor in .db3 nor in .bag"
-            )
+            raise DatasetError(f"'{path}' is no recording: its name ends neither in .mcap nor in .db3 nor in .bag")
         return [_open_file(path)], None
     metadata = _metadata(path)
     if str(metadata.get("compression_mode", "")).lower() in ("file", "message"):

@@ -48,9 +48,7 @@ class AisleLoop:
         tilt = PITCH_DOWN + pitch
         forward = np.array([np.cos(yaw) * np.cos(tilt), np.sin(yaw) * np.cos(tilt), -np.sin(tilt)])
         right = np.array([np.sin(yaw), -np.cos(yaw), 0.0])
-        level = se3.make(
-            np.stack([right, np.cross(forward, right), forward], axis=1), np.array([x, y, CAMERA_HEIGHT])
-        )
+        level = se3.make(np.stack([right, np.cross(forward, right), forward], axis=1), np.array([x, y, CAMERA_HEIGHT]))
         return level @ se3.exp(np.array([0.0, 0.0, 0.0, 0.0, 0.0, roll])) if roll else level
 
 

@@ -33,9 +33,7 @@ SAFETY_COLOURS: list[Colour] = [
 FONT = cv2.FONT_HERSHEY_DUPLEX
 
 
-def noise(
-    rng: Rng, height: int, width: int, cells: Sequence[int], weights: Sequence[float]
-) -> NDArray[np.float32]:
+def noise(rng: Rng, height: int, width: int, cells: Sequence[int], weights: Sequence[float]) -> NDArray[np.float32]:
     """(height, width) float32 sum of smooth noise; cell sizes in pixels, weights are deviations."""
     total = np.zeros((height, width), np.float32)
     for cell, weight in zip(cells, weights, strict=True):
@@ -70,9 +68,7 @@ def write(image: Texture, text: str, x: int, y: int, height: int, colour: Colour
     cv2.putText(image, text, (x, y), FONT, height / 22.0, colour, thickness, cv2.LINE_AA)
 
 
-def scratch(
-    rng: Rng, image: Texture, count: int, length: float, colours: Sequence[Colour], thickness: int = 1
-) -> None:
+def scratch(rng: Rng, image: Texture, count: int, length: float, colours: Sequence[Colour], thickness: int = 1) -> None:
     """Thin random strokes."""
     h, w = image.shape[:2]
     starts = rng.uniform(0, 1, (count, 2)) * (w, h)
@@ -97,16 +93,12 @@ def chips(rng: Rng, image: Texture, count: int, radius: tuple[int, int], spread:
 def barcode(rng: Rng, height: int, width: int) -> Texture:
     """Black bars on white."""
     bars = np.repeat(rng.integers(0, 2, size=width), rng.integers(1, 4, size=width))[:width]
-    return np.repeat(np.where(bars, 30, 245).astype(np.uint8)[None, :, None], height, axis=0).repeat(
-        3, axis=2
-    )
+    return np.repeat(np.where(bars, 30, 245).astype(np.uint8)[None, :, None], height, axis=0).repeat(3, axis=2)
 
 
 def code(rng: Rng, letters: int, digits: int) -> str:
     """A random article number."""
-    return "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVWXZ"), letters)) + "".join(
-        map(str, rng.integers(0, 10, digits))
-    )
+    return "".join(rng.choice(list("ABCDEFGHKLMNPRSTUVWXZ"), letters)) + "".join(map(str, rng.integers(0, 10, digits)))
 
 
 def label(rng: Rng, height: int, width: int) -> Texture:
@@ -163,9 +155,7 @@ def _tape(rng: Rng, image: Texture) -> None:
     h, w = image.shape[:2]
     half = max(4, h // 14)
     middle = image[h // 2 - half : h // 2 + half]
-    tint = (
-        np.array([206, 172, 120], np.float32) if rng.random() < 0.7 else np.array([220, 220, 214], np.float32)
-    )
+    tint = np.array([206, 172, 120], np.float32) if rng.random() < 0.7 else np.array([220, 220, 214], np.float32)
     middle[:] = (middle * 0.45 + tint * 0.5).astype(np.uint8)
     cv2.line(image, (0, h // 2), (w, h // 2), (120, 88, 56), 1)
 
@@ -176,12 +166,8 @@ def _print_marks(rng: Rng, image: Texture) -> None:
     ink = INK if rng.random() < 0.5 else SAFETY_COLOURS[rng.integers(4)]
     mask = np.zeros((h, w), np.uint8)
     size = int(h * rng.uniform(0.16, 0.28))
-    cv2.putText(
-        mask, code(rng, 4, 0), (int(w * 0.06), size + int(h * 0.06)), FONT, size / 22, 255, 2, cv2.LINE_AA
-    )
-    cv2.putText(
-        mask, code(rng, 2, 5), (int(w * 0.06), h - int(h * 0.07)), FONT, size / 44, 255, 1, cv2.LINE_AA
-    )
+    cv2.putText(mask, code(rng, 4, 0), (int(w * 0.06), size + int(h * 0.06)), FONT, size / 22, 255, 2, cv2.LINE_AA)
+    cv2.putText(mask, code(rng, 2, 5), (int(w * 0.06), h - int(h * 0.07)), FONT, size / 44, 255, 1, cv2.LINE_AA)
     x, y, s = int(w * 0.8), int(h * 0.84), max(6, int(h * 0.09))
     for dx in (0, int(2.2 * s)):  # "this side up"
         cv2.arrowedLine(mask, (x - dx, y + s), (x - dx, y - s), 255, 2, cv2.LINE_AA, 0, 0.5)
@@ -212,9 +198,7 @@ def crate(rng: Rng, height: int, width: int, colour: Colour) -> Texture:
         cv2.line(image, (x + 2, height // 5), (x + 2, height - height // 6), bright, 1, cv2.LINE_AA)
     for y in (height // 6, height - height // 7):
         cv2.line(image, (0, y), (width, y), dark, 2)
-    cv2.rectangle(
-        image, (int(width * 0.38), height // 4), (int(width * 0.62), int(height * 0.42)), (24, 24, 24), -1
-    )
+    cv2.rectangle(image, (int(width * 0.38), height // 4), (int(width * 0.62), int(height * 0.42)), (24, 24, 24), -1)
     paste(image, label(rng, height // 3, width // 3), int(width * rng.uniform(0.08, 0.6)), int(height * 0.52))
     scratch(rng, image, 25, 14, [tuple(dark), tuple(bright)])
     return soiled_edges(image, 0.4)

@@ -23,9 +23,7 @@ POSE_TYPES = (
 
 TRANSPORTS = ("compressed", "compressedDepth")
 # Pictures that are no photographs, and those a dot projector draws on: taken only when there is nothing else.
-LESSER = re.compile(
-    r"infra|(^|[/_])ir\d?([/_]|$)|thermal|confidence|mask|label|segment|disparity|debug|rviz", re.I
-)
+LESSER = re.compile(r"infra|(^|[/_])ir\d?([/_]|$)|thermal|confidence|mask|label|segment|disparity|debug|rviz", re.I)
 COLOUR = re.compile(r"colou?r|rgb", re.I)
 GROUND_TRUTH = re.compile(r"ground_?truth|(^|[/_])gt([/_]|$)", re.I)
 
@@ -125,14 +123,10 @@ def _check(recording: Recording, given: Topics) -> None:
         if not topic:
             continue
         if topic not in recording.channels:
-            raise DatasetError(
-                f"the {role} topic '{topic}' is not in '{recording.path}'; it has {describe(recording)}"
-            )
+            raise DatasetError(f"the {role} topic '{topic}' is not in '{recording.path}'; it has {describe(recording)}")
         msgtype = recording.channels[topic].msgtype
         if msgtype not in types:
-            raise DatasetError(
-                f"the {role} topic '{topic}' is of type {msgtype}; it must be {' or '.join(types)}"
-            )
+            raise DatasetError(f"the {role} topic '{topic}' is of type {msgtype}; it must be {' or '.join(types)}")
 
 
 def _is_depth(recording: Recording, topic: str) -> bool:

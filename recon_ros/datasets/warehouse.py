@@ -117,9 +117,7 @@ class WarehouseBuilder:
             unit = np.array([CORNERS[face] for face in FACES], dtype=float) * size + low
             for face, quad in zip(FACES, unit, strict=True):
                 standing = face not in ("top", "bottom")
-                self.quads.add(
-                    quad[[3, 0, 1, 2]] if standing else quad, texture, along if standing else turned
-                )
+                self.quads.add(quad[[3, 0, 1, 2]] if standing else quad, texture, along if standing else turned)
             return
         sides = ("front", "back", "top", "bottom") if long == 0 else ("left", "right")
         self.box(low, size, {"": texture}, windows=dict.fromkeys(sides, along))
@@ -153,9 +151,7 @@ class WarehouseBuilder:
         for i in range(panels):
             p, q = a + along * length * i / panels, a + along * length * (i + 1) / panels
             flip = bool(rng.integers(2))
-            self.quads.add(
-                _upright(p, q, 0.0, HEIGHT), self.pick(self.walls), (1, 0, 0, 1) if flip else (0, 0, 1, 1)
-            )
+            self.quads.add(_upright(p, q, 0.0, HEIGHT), self.pick(self.walls), (1, 0, 0, 1) if flip else (0, 0, 1, 1))
         inward = np.array([along[1], -along[0]])
         position = float(rng.uniform(0.4, 0.9))
         while position < length - 1.2:
@@ -181,9 +177,7 @@ class WarehouseBuilder:
                 position += w
             position += float(rng.uniform(0.25, 0.9))
 
-    def _hang(
-        self, a: Any, along: Any, inward: Any, at: float, w: float, low: float, h: float, texture: int
-    ) -> None:
+    def _hang(self, a: Any, along: Any, inward: Any, at: float, w: float, low: float, h: float, texture: int) -> None:
         p = a + along * at + inward * 0.015
         self.quads.add(_upright(p, p + along * w, low, low + h), texture)
 
@@ -192,9 +186,7 @@ class WarehouseBuilder:
         for x, y, side, bays, name in ROWS:
             painter.line((x - 0.3, y + side * 0.25), (x + bays * BAY + 0.3, y + side * 0.25), 0.1)
             for bay in range(bays):
-                painter.text(
-                    f"{name}{bay + 1}", x + (bay + 0.5) * BAY, y + side * 0.62, 0.3, 0 if side < 0 else 180
-                )
+                painter.text(f"{name}{bay + 1}", x + (bay + 0.5) * BAY, y + side * 0.62, 0.3, 0 if side < 0 else 180)
         painter.hazard((3.6, 5.0, 3.95, 7.2))
         painter.hazard((12.25, 5.0, 12.6, 7.2))
         for x in (3.6, 7.2, 10.8):
@@ -226,9 +218,7 @@ class WarehouseBuilder:
                     4.2,
                 )
             for z in np.arange(0.35, RACK_HEIGHT - 0.3, 0.62):
-                self.steel(
-                    (x + i * BAY - 0.015, low + 0.08, z), (0.03, DEPTH - 0.16, 0.04), self.blue[0], 2.0
-                )
+                self.steel((x + i * BAY - 0.015, low + 0.08, z), (0.03, DEPTH - 0.16, 0.04), self.blue[0], 2.0)
         for bay in range(bays):
             for shelf, z in enumerate(SHELVES):
                 left = x + bay * BAY + 0.05
@@ -244,9 +234,7 @@ class WarehouseBuilder:
         y = front - 0.05 if side > 0 else front
         self.box((left, y, z - 0.12), (width, 0.05, 0.12), {"": self.pick(self.orange), face: plate})
         back = front - side * (DEPTH - 0.05)
-        self.steel(
-            (left, min(back, back + side * 0.05), z - 0.12), (width, 0.05, 0.12), self.pick(self.orange), 4.0
-        )
+        self.steel((left, min(back, back + side * 0.05), z - 0.12), (width, 0.05, 0.12), self.pick(self.orange), 4.0)
         low = min(front, front - side * DEPTH)
         self.box((left, low + 0.05, z - 0.02), (width, DEPTH - 0.1, 0.03), {"": self.pick(self.decks)})
 
@@ -367,9 +355,7 @@ class WarehouseBuilder:
         positions = []
         for y in (LOOP[1], LOOP[3]):
             for x in np.arange(1.8, LENGTH - 1, 2.55):
-                self.box(
-                    (x - 0.7, y - 0.08, HEIGHT - 0.5), (1.4, 0.16, 0.06), {"": self.lamp[0]}, emission=1.0
-                )
+                self.box((x - 0.7, y - 0.08, HEIGHT - 0.5), (1.4, 0.16, 0.06), {"": self.lamp[0]}, emission=1.0)
                 positions += [(x - 0.35, y, HEIGHT - 0.55), (x + 0.35, y, HEIGHT - 0.55)]
         for x in (1.0, LENGTH - 1.0):
             self.box((x - 0.08, 5.3, HEIGHT - 0.5), (0.16, 1.6, 0.06), {"": self.lamp[0]}, emission=1.0)

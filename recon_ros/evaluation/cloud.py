@@ -69,9 +69,7 @@ class TruthCloud:
         return observed
 
 
-def truth_cloud(
-    frames: Iterable[Frame], truth: Trajectory, max_range: float = 5.0, voxel: float = 0.02
-) -> TruthCloud:
+def truth_cloud(frames: Iterable[Frame], truth: Trajectory, max_range: float = 5.0, voxel: float = 0.02) -> TruthCloud:
     """Depth of the frames fused at their true poses; each occupied voxel gives the mean of its points.
 
     Args:
@@ -96,9 +94,7 @@ def truth_cloud(
         if not views or _moved(views[-1].T_camera_world @ pose):
             views.append(_view(frame.camera, frame.depth, pose))
     if not views:
-        raise DatasetError(
-            "no frame has depth, a camera and a true pose: there is no true cloud to compare with"
-        )
+        raise DatasetError("no frame has depth, a camera and a true pose: there is no true cloud to compare with")
     return TruthCloud(fusion.points(), views, max_range)
 
 
@@ -143,9 +139,7 @@ class _VoxelMean:
 
     def _merge(self) -> None:
         parts = [(self.keys, self.sums), *self.pending]
-        self.keys, self.sums = _summed(
-            np.concatenate([k for k, _ in parts]), np.concatenate([s for _, s in parts])
-        )
+        self.keys, self.sums = _summed(np.concatenate([k for k, _ in parts]), np.concatenate([s for _, s in parts]))
         self.pending.clear()
 
     def points(self) -> NDArray[np.float32]:
@@ -154,9 +148,7 @@ class _VoxelMean:
         return (self.sums[:, :3] / self.sums[:, 3:]).astype(np.float32)
 
 
-def _summed(
-    keys: NDArray[np.int64], values: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _summed(keys: NDArray[np.int64], values: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The distinct keys in order and the sum of each one's values."""
     if len(keys) == 0:
         return keys, values
@@ -166,9 +158,7 @@ def _summed(
     return ordered[starts], np.add.reduceat(values[order], starts, axis=0)
 
 
-def evaluate_cloud(
-    cloud: Cloud, truth: TruthCloud, T_truth_world: NDArray[np.float64]
-) -> dict[str, Any] | None:
+def evaluate_cloud(cloud: Cloud, truth: TruthCloud, T_truth_world: NDArray[np.float64]) -> dict[str, Any] | None:
     """Distances of the map to the truth and back, as plain numbers ready for JSON.
 
     Args:

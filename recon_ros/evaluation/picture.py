@@ -72,9 +72,7 @@ def report_picture(
         _write_title(figure, title, report)
         bottom = bool(matched) or len(latencies_ms) > 0
         floor = 0.275 if bottom else FOOT
-        _draw_map(
-            figure.add_axes((LEFT, floor, WIDTH, HEAD - floor)), cloud, trajectory, truth, matched, report
-        )
+        _draw_map(figure.add_axes((LEFT, floor, WIDTH, HEAD - floor)), cloud, trajectory, truth, matched, report)
         _draw_frame(figure, image, depth, confidence, bool(report.get("metric_scale", True)))
         if bottom:
             _draw_series(figure, matched, latencies_ms)
@@ -143,9 +141,7 @@ def _draw_map(
     unit = "m" if report.get("metric_scale", True) else "map units"
     axes.set_title(f"Map from above: {len(cloud):,} points, {unit}")
     if len(trajectory) == 0:
-        axes.text(
-            0.5, 0.5, "no frame was tracked", ha="center", va="center", transform=axes.transAxes, color=FAINT
-        )
+        axes.text(0.5, 0.5, "no frame was tracked", ha="center", va="center", transform=axes.transAxes, color=FAINT)
         axes.set(xticks=[], yticks=[])
         return
     view = top_view(cloud, trajectory)
@@ -175,9 +171,7 @@ def _on_map(view: TopView, trajectory: Trajectory) -> NDArray[np.float64]:
     return on_map
 
 
-def _draw_path(
-    axes: Any, view: TopView, trajectory: Trajectory, colour: str, label: str, **style: Any
-) -> None:
+def _draw_path(axes: Any, view: TopView, trajectory: Trajectory, colour: str, label: str, **style: Any) -> None:
     x, y = _on_map(view, trajectory).T
     axes.plot(x, y, color=colour, label=label, solid_capstyle="round", solid_joinstyle="round", **style)
 

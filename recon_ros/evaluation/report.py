@@ -152,9 +152,7 @@ def write_report(path: Path | str, report: Mapping[str, Any]) -> None:
 
 def print_report(report: Mapping[str, Any], console: Console | None = None) -> None:
     """Print a report as a table."""
-    table = Table(
-        show_header=False, box=None, padding=(0, 2), title="Run", title_justify="left", title_style="bold"
-    )
+    table = Table(show_header=False, box=None, padding=(0, 2), title="Run", title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column()
     for name, value in _rows(report):
@@ -175,13 +173,9 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         times = " / ".join(f"{latency[p]:.1f}" for p in ("p50", "p95", "p99"))
         rows.append(("latency p50 / p95 / p99", f"{times} ms, {report['fps']:.1f} frames/s"))
     if report["stages_ms"]:
-        rows.append(
-            ("stages", ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stages_ms"].items()) + " ms")
-        )
+        rows.append(("stages", ", ".join(f"{stage} {ms:.1f}" for stage, ms in report["stages_ms"].items()) + " ms"))
     memory = report["rss_mb"]
-    rows.append(
-        ("memory start / end / max", f"{memory['start']:.0f} / {memory['end']:.0f} / {memory['max']:.0f} MB")
-    )
+    rows.append(("memory start / end / max", f"{memory['start']:.0f} / {memory['end']:.0f} / {memory['max']:.0f} MB"))
     ate = report["ate"]
     if ate:
         rows.append(("ATE rmse, SE(3)", f"{ate['se3_rmse']:.4f} m over {ate['path_length']:.1f} m"))

@@ -12,9 +12,7 @@ from numpy.typing import NDArray
 from recon_ros.frame import Cloud, Trajectory
 from recon_ros.geometry import se3
 
-HEADROOM = (
-    0.3  # points higher above the camera than this share of its own height are cut off, as ceilings are
-)
+HEADROOM = 0.3  # points higher above the camera than this share of its own height are cut off, as ceilings are
 STRAIGHTENING_POINTS, STRAIGHTENING_BINS = 40_000, 240
 FILLING_ROUNDS = 10
 MARGIN_PERCENTILE = 0.2
@@ -49,9 +47,7 @@ def top_view(cloud: Cloud, trajectory: Trajectory, pixels: int = 1000) -> TopVie
     """
     T = _levelled(trajectory)
     points, colours = _without_ceiling(cloud, trajectory, T)
-    turn = se3.make(
-        _straightening(points if len(points) else se3.transform(T, trajectory.positions)), np.zeros(3)
-    )
+    turn = se3.make(_straightening(points if len(points) else se3.transform(T, trajectory.positions)), np.zeros(3))
     T, points = turn @ T, se3.transform(turn, points)
     low, high = _bounds(points, se3.transform(T, trajectory.positions))
     cell = float(max(high[0] - low[0], 1e-6)) / pixels
@@ -99,9 +95,7 @@ def _straightening(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
     def unevenness(angle: float) -> float:
         turned = plane @ _turn(angle)[:2, :2].T
-        counts = [
-            np.histogram(turned[:, k], bins=STRAIGHTENING_BINS, range=(-radius, radius))[0] for k in (0, 1)
-        ]
+        counts = [np.histogram(turned[:, k], bins=STRAIGHTENING_BINS, range=(-radius, radius))[0] for k in (0, 1)]
         return float(np.sum(np.square(counts, dtype=float)))
 
     coarse = max(np.radians(np.arange(0.0, 90.0, 2.0)), key=unevenness)
@@ -117,9 +111,7 @@ def _turn(angle: float) -> NDArray[np.float64]:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
-def _bounds(
-    points: NDArray[np.float64], path: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _bounds(points: NDArray[np.float64], path: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Corners around nearly all points and the whole path, with a margin."""
     low, high = path[:, :2].min(axis=0), path[:, :2].max(axis=0)
     if len(points):

@@ -28,9 +28,7 @@ MIN_PAIRS = 3
 LINE_RATIO = 1e-3
 
 
-def evaluate_trajectory(
-    estimate: Trajectory, truth: Trajectory, tolerance_ns: int = TOLERANCE_NS
-) -> dict[str, Any]:
+def evaluate_trajectory(estimate: Trajectory, truth: Trajectory, tolerance_ns: int = TOLERANCE_NS) -> dict[str, Any]:
     """All errors of a trajectory, as plain numbers ready for JSON.
 
     Args:
@@ -137,9 +135,7 @@ def _aligned_by_orientation(estimate: Trajectory, truth: Trajectory, with_scale:
     return se3.make(R, y_mean - scale * R @ x_mean, scale)
 
 
-def position_errors(
-    estimate: Trajectory, truth: Trajectory, T_truth_world: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def position_errors(estimate: Trajectory, truth: Trajectory, T_truth_world: NDArray[np.float64]) -> NDArray[np.float64]:
     """(N,) metres between the true and the aligned estimated camera centres of associated trajectories."""
     aligned = se3.transform(T_truth_world, estimate.positions)
     distances: NDArray[np.float64] = np.linalg.norm(aligned - truth.positions, axis=1)

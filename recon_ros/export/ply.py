@@ -49,9 +49,7 @@ def read_ply(path: Path | str) -> Cloud:
     """
     data = Path(path).read_bytes()
     head, separator, body = data.partition(b"end_header\n")
-    count = next(
-        (int(line.split()[-1]) for line in head.splitlines() if line.startswith(b"element vertex ")), -1
-    )
+    count = next((int(line.split()[-1]) for line in head.splitlines() if line.startswith(b"element vertex ")), -1)
     if not separator or len(body) != count * VERTEX.itemsize:
         raise ReconError(f"{path} is not a cloud written by this package; read it with Open3D")
     v = np.frombuffer(body, VERTEX)

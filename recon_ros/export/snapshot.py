@@ -50,9 +50,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     """
     folder = folder.expanduser().absolute()
     if folder.exists() and not _is_saved_map(folder):
-        raise ReconError(
-            f"{folder} exists and is not a saved map; it is not overwritten, choose another path"
-        )
+        raise ReconError(f"{folder} exists and is not a saved map; it is not overwritten, choose another path")
     unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         unfinished.mkdir(parents=True)
@@ -67,9 +65,7 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
 
 def _write_files(snapshot: Snapshot, folder: Path) -> None:
     unit = "metres" if snapshot.is_metric else "of no known scale"
-    write_ply(
-        folder / "map.ply", snapshot.cloud, f"recon_ros map in the first camera's optical frame, {unit}"
-    )
+    write_ply(folder / "map.ply", snapshot.cloud, f"recon_ros map in the first camera's optical frame, {unit}")
     write_tum(folder / "trajectory.tum", snapshot.trajectory)
     write_tum(folder / "keyframes.tum", snapshot.keyframes)
     (folder / "config.yaml").write_text(yaml.safe_dump(snapshot.config, sort_keys=False))

@@ -170,8 +170,6 @@ def _undistort_maps(
     width: int, height: int, K_bytes: bytes, model: str, D_bytes: bytes
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     K, D = np.frombuffer(K_bytes).reshape(3, 3), np.frombuffer(D_bytes)
-    initialise = (
-        cv2.fisheye.initUndistortRectifyMap if model in FISHEYE_MODELS else cv2.initUndistortRectifyMap
-    )
+    initialise = cv2.fisheye.initUndistortRectifyMap if model in FISHEYE_MODELS else cv2.initUndistortRectifyMap
     map_x, map_y = initialise(K, D, np.eye(3), K, (width, height), cv2.CV_32FC1)
     return map_x, map_y

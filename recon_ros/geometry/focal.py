@@ -42,9 +42,7 @@ def weiszfeld(
     usable = np.isfinite(directions).all(axis=1) & (xyz[:, 2] > 0) & (weights > 0)
     usable &= (np.linalg.norm(directions, axis=1) > 1e-6) & (np.linalg.norm(pixels, axis=1) > 1e-6)
     if not usable.any():
-        raise InputError(
-            "focal", "the pointmap has no point in front of the camera; the focal length is unknown"
-        )
+        raise InputError("focal", "the pointmap has no point in front of the camera; the focal length is unknown")
     pixels, directions, weights = pixels[usable], directions[usable], weights[usable]
 
     squared, product = (directions**2).sum(axis=1), (directions * pixels).sum(axis=1)
@@ -57,7 +55,5 @@ def weiszfeld(
         w = weights / np.maximum(residual, 1e-8)
         focal = float((w * product).sum() / (w * squared).sum())
     if not np.isfinite(focal) or focal <= 0:
-        raise InputError(
-            "focal", f"the pointmap implies a focal length of {focal:.3g} px; it is upside down or empty"
-        )
+        raise InputError("focal", f"the pointmap implies a focal length of {focal:.3g} px; it is upside down or empty")
     return focal

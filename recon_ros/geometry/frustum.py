@@ -23,9 +23,7 @@ def inside(points: NDArray[Any], camera: Camera, margin: float = 0.0) -> NDArray
     return mask
 
 
-def overlap(
-    points: NDArray[Any], T_other_points: NDArray[np.float64], other: Camera, max_ratio: float = 1.6
-) -> float:
+def overlap(points: NDArray[Any], T_other_points: NDArray[np.float64], other: Camera, max_ratio: float = 1.6) -> float:
     """Share of points another camera sees at a similar size; free of scale, 0 when there are no points.
 
     A point counts when it projects into the other image and its depth there is within `max_ratio` of its depth

@@ -45,9 +45,7 @@ class Observations:
         """All observations of several lists as one; empty for none."""
         if not parts:
             return Observations(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0))
-        return Observations(
-            *(np.concatenate([getattr(p, n) for p in parts]) for n in ("points", "pixels", "depths"))
-        )
+        return Observations(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("points", "pixels", "depths")))
 
 
 def ransac(

@@ -36,9 +36,7 @@ def valid(points: NDArray[Any]) -> NDArray[np.bool_]:
     return mask
 
 
-def smoothed_depth(
-    depth: NDArray[np.float32], max_spread: float = 0.06, min_pixels: int = 6
-) -> NDArray[np.float32]:
+def smoothed_depth(depth: NDArray[np.float32], max_spread: float = 0.06, min_pixels: int = 6) -> NDArray[np.float32]:
     """Depth averaged over the valid part of small windows, where these lie on one surface.
 
     Sensors leave holes and noise at single pixels; a feature or a surface sample wants the depth of its

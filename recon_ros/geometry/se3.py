@@ -42,9 +42,7 @@ def transform(T: Matrix, points: NDArray[Any]) -> NDArray[Any]:
     """Apply T_a_b to (..., 3) points of frame b; the result has the floating dtype of `points`."""
     points = np.asarray(points)
     points = points if np.issubdtype(points.dtype, np.floating) else points.astype(np.float64)
-    return (points @ T[:3, :3].T.astype(points.dtype) + T[:3, 3].astype(points.dtype)).astype(
-        points.dtype, copy=False
-    )
+    return (points @ T[:3, :3].T.astype(points.dtype) + T[:3, 3].astype(points.dtype)).astype(points.dtype, copy=False)
 
 
 def from_quaternion(translation: NDArray[Any], xyzw: NDArray[Any]) -> Matrix:

@@ -70,11 +70,7 @@ def register(
         max_iterations=10,
     )
     moved, _ = se3.distance(se3.inverse(T_target_source) @ result.T_target_source)
-    if (
-        result.num_inliers < MIN_INLIERS
-        or moved > MAX_CORRESPONDENCE
-        or not se3.is_valid(result.T_target_source)
-    ):
+    if result.num_inliers < MIN_INLIERS or moved > MAX_CORRESPONDENCE or not se3.is_valid(result.T_target_source):
         return None
     order = [3, 4, 5, 0, 1, 2]  # small_gicp perturbs (ω, v)
     information = np.asarray(result.H)[np.ix_(order, order)] * (GICP_SIGMA / sigma) ** 2

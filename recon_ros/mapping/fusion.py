@@ -98,10 +98,7 @@ class VoxelMap:
     ) -> _Contribution:
         confidence = keyframe.confidence.astype(np.float32)
         usable = np.isfinite(keyframe.points[..., 2]) & (confidence >= max(min_confidence, 1 / WEIGHT_UNIT))
-        points = (
-            se3.transform(T_world_camera, keyframe.points[usable].astype(np.float64))
-            / self._config.voxel_size
-        )
+        points = se3.transform(T_world_camera, keyframe.points[usable].astype(np.float64)) / self._config.voxel_size
         weight = np.maximum(np.round(confidence[usable] * WEIGHT_UNIT), 1).astype(np.int64)
         index = np.floor(points)
         inside = np.round((points - index) * POSITION_UNIT).astype(np.int64)

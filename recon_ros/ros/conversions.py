@@ -80,8 +80,7 @@ def cloud_message(
     names = XYZRGB if confidence is None else (*XYZRGB, "confidence")
     message = PointCloud2(header=header(stamp_ns, frame_id))
     message.fields = [
-        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1)
-        for i, name in enumerate(names)
+        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate(names)
     ]
     message.height, message.width = 1, len(points)
     message.point_step = 4 * len(names)

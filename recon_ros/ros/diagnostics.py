@@ -98,9 +98,7 @@ class Diagnostics:
         came, lost = received - self._before[0], dropped - self._before[1]
         self._before = (received, dropped)
         share = lost / came if came > 0 else 0.0
-        level, message = (
-            (WARN, f"{share:.0%} of the frames dropped") if share > DROPPED_WARN else (OK, "keeps up")
-        )
+        level, message = (WARN, f"{share:.0%} of the frames dropped") if share > DROPPED_WARN else (OK, "keeps up")
         values: dict[str, object] = {
             "fps": s.processed_rate(),
             "latency_p50_ms": p50,

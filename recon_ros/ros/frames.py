@@ -95,9 +95,7 @@ class Frames:
             return
         config, transforms = self._config, []
         if poses is not None and poses.T_odom_base is not None and config.odom_source == "none":
-            transforms.append(
-                transform_message(poses.T_odom_base, stamp_ns, config.odom_frame, config.base_frame)
-            )
+            transforms.append(transform_message(poses.T_odom_base, stamp_ns, config.odom_frame, config.base_frame))
         self._is_live = abs(self._now() - stamp_ns) < SAME_TIME_NS
         transforms += self._map_odom(self._now() if self._is_live else stamp_ns)
         if transforms:
@@ -119,9 +117,7 @@ class Frames:
     def _now(self) -> int:
         return int(self._node.get_clock().now().nanoseconds)
 
-    def _follow_correction(
-        self, T_base_camera: se3.Matrix, keyframe_pose: Callable[[int], se3.Matrix | None]
-    ) -> None:
+    def _follow_correction(self, T_base_camera: se3.Matrix, keyframe_pose: Callable[[int], se3.Matrix | None]) -> None:
         """If the keyframe the last frame hung on has moved since, move map → odom along."""
         if self._reference is None:
             return

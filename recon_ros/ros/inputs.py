@@ -66,9 +66,7 @@ class Inputs:
         self._subscribe(interface.CAMERA_INFO, self._on_camera_info)
         self._subscribe(interface.IMAGE_COMPRESSED if compressed else interface.IMAGE, self._on_image)
         if config.use_depth:
-            self._subscribe(
-                interface.DEPTH_COMPRESSED if compressed_depth else interface.DEPTH, self._on_depth
-            )
+            self._subscribe(interface.DEPTH_COMPRESSED if compressed_depth else interface.DEPTH, self._on_depth)
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -128,10 +126,7 @@ class Inputs:
 
     def _pass_on(self, pairs: list[Pair]) -> None:
         for pair in pairs:
-            if (
-                self._intake.camera is None
-                and self.waits_for_camera_info() < self._config.camera_info_timeout
-            ):
+            if self._intake.camera is None and self.waits_for_camera_info() < self._config.camera_info_timeout:
                 self._hold(pair)
             else:
                 self._deliver(pair)

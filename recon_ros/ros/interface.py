@@ -43,12 +43,8 @@ IMAGE_COMPRESSED = Topic(
     "image_transport: compressed",
     "JPEG or PNG; remap `image`, the suffix follows",
 )
-CAMERA_INFO = Topic(
-    "camera_info", CameraInfo, "sensor", "always", "calibration of the image, kept and checked"
-)
-DEPTH = Topic(
-    "depth", Image, "sensor", "use_depth, depth_transport: raw", "16UC1 or 32FC1, registered to the image"
-)
+CAMERA_INFO = Topic("camera_info", CameraInfo, "sensor", "always", "calibration of the image, kept and checked")
+DEPTH = Topic("depth", Image, "sensor", "use_depth, depth_transport: raw", "16UC1 or 32FC1, registered to the image")
 DEPTH_COMPRESSED = Topic(
     "depth/compressedDepth",
     CompressedImage,
@@ -75,13 +71,9 @@ PATH = Topic(
     "every `path_period`",
     "base in `map_frame`, after all corrections, at most `path_max_size`",
 )
-DEPTH_OUT = Topic(
-    "~/depth/image", Image, "large", "every processed frame", "32FC1 metres, NaN where there is none"
-)
+DEPTH_OUT = Topic("~/depth/image", Image, "large", "every processed frame", "32FC1 metres, NaN where there is none")
 DEPTH_INFO = Topic("~/depth/camera_info", CameraInfo, "large", "with ~/depth/image", "pinhole of that image")
-CONFIDENCE = Topic(
-    "~/confidence/image", Image, "large", "every processed frame", "32FC1 of the depth image's size"
-)
+CONFIDENCE = Topic("~/confidence/image", Image, "large", "every processed frame", "32FC1 of the depth image's size")
 POINTS = Topic(
     "~/points",
     PointCloud2,
@@ -156,10 +148,7 @@ def markdown() -> str:
     lines: list[str] = []
     for title, topics in (("Subscriptions", SUBSCRIPTIONS), ("Publications", PUBLICATIONS)):
         lines += [f"**{title}**", "", "| topic | type | QoS | when | note |", "|---|---|---|---|---|"]
-        lines += [
-            f"| `{t.name}` | {type_name(t.type)} | {qos.describe(t.qos)} | {t.when} | {t.note} |"
-            for t in topics
-        ]
+        lines += [f"| `{t.name}` | {type_name(t.type)} | {qos.describe(t.qos)} | {t.when} | {t.note} |" for t in topics]
         lines.append("")
     lines += ["**TF**", "", "| edge | when | note |", "|---|---|---|"]
     lines += [f"| {edge} | {when} | {note} |" for edge, when, note in TF_EDGES]

@@ -38,11 +38,7 @@ def mount_from_text(text: str) -> se3.Matrix | None:
         numbers = np.array([float(part) for part in text.replace(",", " ").split()])
     except ValueError:
         numbers = np.zeros(0)
-    if (
-        numbers.shape != (7,)
-        or not np.all(np.isfinite(numbers))
-        or abs(np.linalg.norm(numbers[3:]) - 1) > 0.01
-    ):
+    if numbers.shape != (7,) or not np.all(np.isfinite(numbers)) or abs(np.linalg.norm(numbers[3:]) - 1) > 0.01:
         raise ConfigError(
             f"option 'base_to_camera' is '{text}'; it must be empty, 'optical', or 'x y z qx qy qz qw' in metres "
             "with a quaternion of length 1"

@@ -106,9 +106,7 @@ class ReconNode(LifecycleNode):
         pipeline.cancelled = lambda: not self._worker.running
         self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver)
         self._watchdog = Watchdog(self, self._inputs, node_config)
-        self._diagnostics = Diagnostics(
-            self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state
-        )
+        self._diagnostics = Diagnostics(self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recon_writer")
         self._serve()
         self._watch_clock()
@@ -183,16 +181,12 @@ class ReconNode(LifecycleNode):
 
     def _watch_clock(self) -> None:
         """Simulated time that jumps back means a recording that begins anew."""
-        threshold = JumpThreshold(
-            min_forward=None, min_backward=Duration(seconds=-0.1), on_clock_change=False
-        )
+        threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.1), on_clock_change=False)
         self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
 
     def _on_clock_jump(self, jump: Any) -> None:
         if self._pipeline is not None and self._statistics.counts["processed"]:
-            self.get_logger().warning(
-                f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s: starting anew"
-            )
+            self.get_logger().warning(f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s: starting anew")
             self._in_worker(self._pipeline.reset)
 
     # -- services --------------------------------------------------------------------------------------------
@@ -205,9 +199,7 @@ class ReconNode(LifecycleNode):
             (interface.PAUSE, self._on_pause),
             (interface.SAVE_MAP, self._on_save_map),
         ):
-            self._own_services.append(
-                self.create_service(service.type, service.name, callback, callback_group=group)
-            )
+            self._own_services.append(self.create_service(service.type, service.name, callback, callback_group=group))
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
         await self._done(self._in_worker(self._active_pipeline.reset))
@@ -256,7 +248,7 @@ class ReconNode(LifecycleNode):
         pipeline = self._active_pipeline
         pipeline.outputs.publish(interface.DIAGNOSTICS, self._diagnostics.array())
         pipeline.say_warnings()
-        if self._statistics.processed_rate() == 0 or pipeline.paused:
+        if pipeline.seconds_since_status() > STATUS_PERIOD_S / 2:
             pipeline.publish_status()
 
     def _refresh(self, publish: Callable[[], None]) -> None:

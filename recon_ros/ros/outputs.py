@@ -88,9 +88,7 @@ class Outputs:
         if self.wanted(interface.CONFIDENCE):
             self.publish(interface.CONFIDENCE, image_message(confidence, stamp, camera_frame))
 
-    def points(
-        self, update: Update, poses: Poses, confidence: NDArray[np.float32], camera_frame: str
-    ) -> None:
+    def points(self, update: Update, poses: Poses, confidence: NDArray[np.float32], camera_frame: str) -> None:
         """~/points of a keyframe: strided, confident points only, thinned out before they are serialised."""
         if not self.wanted(interface.POINTS):
             return
@@ -114,9 +112,7 @@ class Outputs:
         self.publish(interface.KEYFRAMES, message)
 
     def _odometry(self, stamp_ns: int, T_odom_base: se3.Matrix, covariance: se3.Matrix) -> Odometry:
-        message = Odometry(
-            header=header(stamp_ns, self._config.odom_frame), child_frame_id=self._config.base_frame
-        )
+        message = Odometry(header=header(stamp_ns, self._config.odom_frame), child_frame_id=self._config.base_frame)
         message.pose.pose = pose_message(T_odom_base)
         message.pose.covariance = covariance.ravel()
         twist, twist_covariance = self._twist(stamp_ns, T_odom_base, covariance)

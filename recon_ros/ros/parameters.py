@@ -48,9 +48,7 @@ class Parameters:
         """Names that were given to this node but are nobody's parameters; a typing error otherwise goes unseen."""
         given = getattr(self._node, "_parameter_overrides", {})  # rclpy has no public way to ask
         return sorted(
-            name
-            for name in given
-            if not self._node.has_parameter(name) and not name.startswith("qos_overrides.")
+            name for name in given if not self._node.has_parameter(name) and not name.startswith("qos_overrides.")
         )
 
     def _declare(self, config: Any) -> Any:

@@ -29,9 +29,7 @@ class PathBuilder:
         self._frame, self._max_size = frame, max_size
         self._messages: dict[int, tuple[list[float], PoseStamped]] = {}
 
-    def build(
-        self, trajectory: Trajectory, T_map_world: se3.Matrix, T_camera_base: se3.Matrix, stamp_ns: int
-    ) -> Path:
+    def build(self, trajectory: Trajectory, T_map_world: se3.Matrix, T_camera_base: se3.Matrix, stamp_ns: int) -> Path:
         """The base's path in the map of a camera trajectory T_world_camera; `stamp_ns` is of the last frame."""
         keep = thinned(len(trajectory), self._max_size)
         rows = pose_rows(T_map_world @ trajectory.poses[keep] @ T_camera_base).tolist()
@@ -41,6 +39,4 @@ class PathBuilder:
             if entry is None or entry[0] != row:
                 entry = (row, PoseStamped(header=header(stamp, self._frame), pose=pose_from_row(row)))
             self._messages[stamp] = entry
-        return Path(
-            header=header(stamp_ns, self._frame), poses=[message for _, message in self._messages.values()]
-        )
+        return Path(header=header(stamp_ns, self._frame), poses=[message for _, message in self._messages.values()])

@@ -56,6 +56,7 @@ class Pipeline:
         self._faults: set[str] = set()
         self._foreign: set[tuple[str, str]] = set()
         self._last_stamp_ns = 0
+        self._last_status = 0.0
         self._epoch = 0
         self._published: dict[str, tuple[int, int, int]] = {}
 
@@ -88,9 +89,7 @@ class Pipeline:
         if kind not in self._faults:
             self._faults.add(kind)
             trace = "".join(traceback.format_exception(error))
-            self._log.error(
-                f"a frame was lost to an internal error, only counted from now on: {kind}\n{trace}"
-            )
+            self._log.error(f"a frame was lost to an internal error, only counted from now on: {kind}\n{trace}")
 
     def _decode(self, pair: Pair) -> Frame | None:
         """The frame, or None when it is unusable, which the intake has counted."""
@@ -130,9 +129,7 @@ class Pipeline:
         self._last_stamp_ns = update.stamp_ns
         self.publish_keyframes()
 
-    def _note(
-        self, update: Update, image_size: tuple[int, ...], inference_ms: float, latency_ms: float
-    ) -> None:
+    def _note(self, update: Update, image_size: tuple[int, ...], inference_ms: float, latency_ms: float) -> None:
         s = self.statistics
         s.size = (image_size[1], image_size[0])
         s.confidence, s.is_metric = update.confidence, update.is_metric
@@ -156,9 +153,7 @@ class Pipeline:
     def publish_keyframes(self) -> None:
         """~/keyframes, if they have changed and somebody listens."""
         if self._is_due(interface.KEYFRAMES):
-            poses = rigid(
-                np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4)
-            )
+            poses = rigid(np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4))
             self.outputs.keyframes(self._T_map_world @ poses @ self._T_camera_base, self._last_stamp_ns)
 
     def publish_path(self) -> None:
@@ -225,9 +220,7 @@ class Pipeline:
         return Snapshot(
             cloud=self.reconstructor.map_cloud(),
             trajectory=self.reconstructor.trajectory(),
-            keyframes=Trajectory(
-                [k.stamp_ns for k in keyframes], [rigid(k.T_world_camera) for k in keyframes]
-            ),
+            keyframes=Trajectory([k.stamp_ns for k in keyframes], [rigid(k.T_world_camera) for k in keyframes]),
             config=nested(self.config) | {"node": nested(self.node_config)},
             is_metric=self.statistics.is_metric,
         )
@@ -241,12 +234,15 @@ class Pipeline:
 
     def publish_status(self) -> None:
         """~/status."""
+        self._last_status = time.monotonic()
         if self.outputs.wanted(interface.STATUS):
             name = self._node.get_fully_qualified_name()
-            message = status_message(
-                name, self.statistics, self.state, self._skipped(), self.reconstructor.source
-            )
+            message = status_message(name, self.statistics, self.state, self._skipped(), self.reconstructor.source)
             self.outputs.publish(interface.STATUS, message)
+
+    def seconds_since_status(self) -> float:
+        """How long nobody has published it."""
+        return time.monotonic() - self._last_status
 
     def say_warnings(self) -> None:
         """What the intake has refused since the last time, one line per reason and five seconds."""

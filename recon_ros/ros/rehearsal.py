@@ -94,9 +94,7 @@ class Rehearsal:
         while silent := [t for t, p in self._publishers.items() if p.get_subscription_count() == 0]:
             check()
             if time.monotonic() > deadline:
-                raise ReconError(
-                    f"the node has not subscribed to {', '.join(silent)} within {DISCOVERY_TIMEOUT_S:g} s"
-                )
+                raise ReconError(f"the node has not subscribed to {', '.join(silent)} within {DISCOVERY_TIMEOUT_S:g} s")
             self._executor.spin_once(timeout_sec=0.05)
 
     def play(
@@ -165,9 +163,7 @@ class Rehearsal:
     def live_trajectory(self) -> Trajectory:
         """The poses as published: T_map_base, by image stamp."""
         stamps = sorted(self._poses)
-        return Trajectory(
-            np.array(stamps, np.int64), np.array([self._poses[s] for s in stamps]).reshape(-1, 4, 4)
-        )
+        return Trajectory(np.array(stamps, np.int64), np.array([self._poses[s] for s in stamps]).reshape(-1, 4, 4))
 
     def _subscribe(self, topic: Topic, callback: Callable[[Any], None]) -> Any:
         name = topic.name.replace("~", self._target)
@@ -191,9 +187,7 @@ class Rehearsal:
             self._peeking = []
         elif not self._peeking and self.depth is None and share > 0.45:
             for topic, name in ((interface.DEPTH_OUT, "depth"), (interface.CONFIDENCE, "confidence")):
-                self._peeking.append(
-                    self._subscribe(topic, lambda message, name=name: self._on_image(name, message))
-                )
+                self._peeking.append(self._subscribe(topic, lambda message, name=name: self._on_image(name, message)))
 
     def _on_image(self, name: str, message: Any) -> None:
         stamp = stamp_ns(message.header.stamp)

@@ -29,9 +29,7 @@ def key_values(values: dict[str, object]) -> list[KeyValue]:
 def tracking_level(statistics: Statistics) -> bytes:
     """OK, or WARN while lost, or ERROR when lost for long."""
     if statistics.state is State.LOST:
-        return bytes(
-            DiagnosticStatus.ERROR if statistics.lost_for() > LOST_ERROR_S else DiagnosticStatus.WARN
-        )
+        return bytes(DiagnosticStatus.ERROR if statistics.lost_for() > LOST_ERROR_S else DiagnosticStatus.WARN)
     return bytes(DiagnosticStatus.OK)
 
 

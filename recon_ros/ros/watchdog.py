@@ -33,9 +33,7 @@ class Watchdog:
                 self._forget(stream.name)
             else:
                 what = "nothing yet" if stream.received == 0 else "nothing any more"
-                self._say(
-                    stream.name, f"{stream.name}: {what} for {quiet:.0f} s; {why_silent(self._node, stream)}"
-                )
+                self._say(stream.name, f"{stream.name}: {what} for {quiet:.0f} s; {why_silent(self._node, stream)}")
 
     def _limit(self, stream: Stream) -> float:
         """Images wait for their calibration, so its absence is told sooner."""
@@ -82,10 +80,7 @@ def _topics_of_type(node: Node, wanted: str, besides: str) -> list[str]:
     return [
         name
         for name, types in node.get_topic_names_and_types()
-        if wanted in types
-        and name != besides
-        and node.count_publishers(name)
-        and f"/{node.get_name()}/" not in name
+        if wanted in types and name != besides and node.count_publishers(name) and f"/{node.get_name()}/" not in name
     ][:5]
 
 

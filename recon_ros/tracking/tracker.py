@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,14 +104,12 @@ class Tracker:
         """Follow a correction of the keyframes around the camera."""
         if self._previous is not None:
             previous = self._previous
-            self._previous = _Previous(
-                previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera
-            )
+            self._previous = _Previous(previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera)
 
     def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
         self._previous = _Previous(view.features.only_located(), T_world_camera, T_odom_camera)
 
-    def _starts(self, view, store, T_odom_camera):  # type: ignore[no-untyped-def]
+    def _starts(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Iterator[_Start | None]:
         """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
         previous = self._previous
         if previous is not None:
@@ -162,9 +161,7 @@ class Tracker:
         refined = pnp.refine(T_camera_world, kept, view.camera, self.config.depth_sigma, iterations=5)
         return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept)
 
-    def _references(
-        self, view: View, store: KeyframeStore, T_world_camera: Matrix
-    ) -> tuple[list[Keyframe], float]:
+    def _references(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> tuple[list[Keyframe], float]:
         """The most covisible keyframes, best first, and the share of the view the best one sees."""
         ids, shares = store.overlaps(view.probe, T_world_camera)
         order = np.argsort(-shares, kind="stable")[: self.config.references]
@@ -218,9 +215,7 @@ class Tracker:
             view, store, references, se3.inverse(refined.T_camera_w), refined.information
         )
         inliers = int(np.count_nonzero(refined.inliers))
-        return Track(
-            T_world_camera, references[0].id, best_overlap, inliers, inliers / len(observations), information
-        )
+        return Track(T_world_camera, references[0].id, best_overlap, inliers, inliers / len(observations), information)
 
     def _settle(
         self,
