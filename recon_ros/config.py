@@ -82,7 +82,7 @@ class TrackingConfig:
         0.01, "Relative standard deviation of depth in the pose refinement", range=(0.001, 1.0), dynamic=True
     )
     surface_sigma: float = option(
-        0.008,
+        0.02,
         "Standard deviation of the distance of two samples of one depth surface, for registration; 0 turns it off",
         range=(0.0, 1.0),
         unit="m",
@@ -103,7 +103,7 @@ class MemoryConfig:
 
     max_keyframes: int = option(500, "Keyframes kept; beyond it the most redundant one goes", range=(4, 100000))
     min_overlap: float = option(
-        0.55,
+        0.7,
         "A new keyframe is made when the best keyframe sees less than this share of the current points",
         range=(0.05, 0.95),
         dynamic=True,
@@ -295,7 +295,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         ConfigError: when the file cannot be read or is not a mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -304,8 +304,9 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"the configuration {path} must be a mapping of options, it is a {type(data).__name__}")
     flat: dict[str, Any] = {}
     for key, value in (data or {}).items():
-        if isinstance(value, dict) and "ros__parameters" in value:
-            _flatten_into(flat, value["ros__parameters"] or {}, "")
+        parameters = value.get("ros__parameters", "") if isinstance(value, dict) else ""
+        if parameters is None or isinstance(parameters, dict):
+            _flatten_into(flat, parameters or {}, "")
         else:
             _flatten_into(flat, {key: value}, "")
     return flat

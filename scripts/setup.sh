@@ -4,7 +4,6 @@
 # at once. Environment:
 #   PYTHON=python3.12   the interpreter to use (3.10 to 3.13; default: the first suitable one)
 #   RECON_NO_APT=1      never call apt, only say what is missing
-#   RECON_NO_ROS=1      ignore a sourced ROS distribution and take the wheels
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -40,9 +39,9 @@ find_python() {
   local candidate
   local candidates=(python3 /usr/bin/python3 python3.12 python3.11 python3.13 python3.10)
   [ -n "${PYTHON:-}" ] && candidates=("$PYTHON")
-  if [ -n "${ROS_DISTRO:-}" ] && [ -z "${RECON_NO_ROS:-}" ]; then
+  if [ -n "${ROS_DISTRO:-}" ]; then
     for candidate in "${candidates[@]}"; do
-      if suitable "$candidate" && "$candidate" -c 'import rclpy' 2> /dev/null; then
+      if suitable "$candidate" && "$candidate" -c 'import rclpy.node' 2> /dev/null; then
         python=$candidate ros=$ROS_DISTRO
         return
       fi
@@ -140,13 +139,16 @@ make_venv() {
 python_packages() {
   local pip=("$VENV/bin/python" -m pip install --quiet)
   if [ "$ros" != wheels ]; then
-    # The messages of a ROS distribution are compiled against the system's numpy, so that one stays, and
-    # the rest is resolved around it, from wheels only.
+    # The messages of a ROS distribution are compiled against the system's numpy, so its version stays and
+    # the rest is resolved around it, from wheels (empy has none). pip takes hours for this, uv a second.
+    local uv
+    uv=$(grep -oE '^uv==[0-9.]+' requirements/dev.txt)
     "$python" -c 'import numpy; print("numpy==" + numpy.__version__)' > "$VENV/constraints.txt"
-    logged "${pip[@]}" --constraint "$VENV/constraints.txt" --only-binary :all: 'setuptools>=64,<80' \
-      || fail "pip failed, see $LOG"
-    logged "${pip[@]}" --constraint "$VENV/constraints.txt" --only-binary :all: --no-build-isolation \
-      --editable '.[dev]' || fail "pip failed, see $LOG"
+    logged "${pip[@]}" "$uv" 'setuptools>=64,<80' || fail "pip failed, see $LOG"
+    logged "$VENV/bin/uv" pip install --system-certs --python "$VENV/bin/python" \
+      --constraint "$VENV/constraints.txt" --only-binary :all: --no-binary empy --no-binary recon-ros \
+      --no-build-isolation --editable '.[dev]' || fail "uv failed, see $LOG"
+    say "$(cat "$VENV/constraints.txt") as in the system"
     return
   fi
   local lock
@@ -199,7 +201,7 @@ mkdir -p "$(dirname "$LOG")"
 rm -f "$STAMP"
 
 step "Python: $("$python" --version) ($(command -v "$python")); ROS: $ros"
-[ -n "${ROS_DISTRO:-}" ] && [ "$ros" = wheels ] && [ -z "${RECON_NO_ROS:-}" ] \
+[ -n "${ROS_DISTRO:-}" ] && [ "$ros" = wheels ] \
   && note "ROS $ROS_DISTRO is sourced, but no suitable Python here can import rclpy: taking the wheels"
 step "system packages"
 system_packages

@@ -12,6 +12,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose
+from helpers import quick
 from hypothesis import given
 from hypothesis import strategies as st
 from rclpy.serialization import deserialize_message, serialize_message
@@ -25,6 +26,7 @@ from recon_ros.ros import conversions
 STAMP = 1_700_000_000_123_456_789
 
 
+@quick
 @given(st.integers(min_value=0, max_value=(2**31 - 1) * 10**9 + 999_999_999))
 def test_stamps_survive_to_the_nanosecond(ns: int) -> None:
     message = deserialize_message(serialize_message(conversions.time_message(ns)), Time)
@@ -106,6 +108,7 @@ def test_data_takes_the_unchecked_way() -> None:
 twists = st.lists(st.floats(-3, 3), min_size=6, max_size=6)
 
 
+@quick
 @given(twists)
 def test_poses_and_transforms_go_there_and_back(twist: list[float]) -> None:
     T = se3.exp(np.array(twist))
@@ -115,6 +118,7 @@ def test_poses_and_transforms_go_there_and_back(twist: list[float]) -> None:
     np.testing.assert_allclose(conversions.matrix_from_transform(transform.transform), T, atol=1e-9)
 
 
+@quick
 @given(st.lists(twists, min_size=0, max_size=4))
 def test_many_poses_are_the_same_as_one_by_one(many: list[list[float]]) -> None:
     poses = np.array([se3.exp(np.array(twist)) for twist in many]).reshape(-1, 4, 4)

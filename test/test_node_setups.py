@@ -139,9 +139,7 @@ def test_a_robot_with_odometry_keeps_its_odom_to_base(start: Callable[..., Any],
     assert "test_graph" in graph.process.log
 
 
-def test_a_lifecycle_manager_can_own_it(
-    start: Callable[..., Any], room: TexturedRoom, tmp_path: Path
-) -> None:
+def test_a_lifecycle_manager_can_own_it(start: Callable[..., Any], room: TexturedRoom, tmp_path: Path) -> None:
     graph = start({**OWN_MOUNT, "autostart": False, "watchdog_period": 0.5, "map.directory": tmp_path})
 
     def change(transition: int) -> None:

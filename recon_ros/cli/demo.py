@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from recon_ros.cli.results import Middle, Results, write_results
@@ -24,6 +25,7 @@ from recon_ros.evaluation.trajectory import evaluate_trajectory
 from recon_ros.export.ply import read_ply
 from recon_ros.export.tum import read_tum, write_tum
 from recon_ros.frame import Trajectory
+from recon_ros.geometry import se3
 
 if TYPE_CHECKING:
     from recon_ros.ros.node_process import NodeProcess
@@ -58,9 +60,8 @@ class Demo:
 
             self._say(f"starting the node; its log is {self._out / 'node.log'}")
             with NodeProcess(self._parameters(reader), _remappings(reader.topics), self._out / "node.log") as node:
-                record = RunRecord(node.pid)
                 with Rehearsal() as rehearsal:
-                    self._play(reader, rehearsal, node, record)
+                    record = self._play(reader, rehearsal, node)
                     saved = Path(rehearsal.save_map())
                 if node.stop() != 0:
                     raise ReconError(f"the node did not end cleanly; the last it said:\n{node.tail()}")
@@ -104,9 +105,11 @@ class Demo:
         }
         return flatten(self._config) | flatten(node) | own | {"map.path": str((self._out / "map").absolute())}
 
-    def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess, record: RunRecord) -> None:
+    def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess) -> RunRecord:
+        """Play the recording to the node and wait until it has answered; its memory over that time is recorded."""
         wanted = [t for t in (reader.topics.image, reader.topics.camera_info, reader.topics.depth) if t]
         rehearsal.advertise({topic: reader.message_type(topic) for topic in wanted}, node.check)
+        record = RunRecord(node.pid)
         with self._progress() as progress:
             task = progress.add_task("playing to the node", total=len(reader))
 
@@ -120,9 +123,10 @@ class Demo:
             rehearsal.play(reader.raw_messages(wanted), reader.topics.image, len(reader), self._rate, advance)
             rehearsal.settle()
             record.sample_memory()
+        return record
 
     def _finish(self, bag: Path, reader: BagReader, rehearsal: Rehearsal, record: RunRecord, saved: Path) -> None:
-        live, truth = rehearsal.live_trajectory(), reader.ground_truth()
+        live, truth = _of_camera(rehearsal.live_trajectory()), reader.ground_truth()
         write_tum(self._out / "trajectory_live.tum", live)
         shutil.copy(saved / "keyframes.tum", self._out / "keyframes.tum")
         report = self._report(rehearsal, record, live, truth)
@@ -156,13 +160,17 @@ class Demo:
         )
         processed = rehearsal.count("frames_processed")
         skipped = {k.removeprefix("skipped."): int(v) for k, v in status.items() if k.startswith("skipped.")}
+        # The middleware does not tell of what was sent before the two had found each other.
+        never_received = rehearsal.published - rehearsal.count("frames_received")
+        latency = report["latency_ms"] and report["latency_ms"] | {"max": round(max(record.latencies_ms), 3)}
         return report | {
             "frames": rehearsal.published,
             "processed": processed,
             "dropped": rehearsal.count("frames_dropped"),
-            "lost_in_transport": rehearsal.count("lost_in_transport"),
+            "lost_in_transport": max(rehearsal.count("lost_in_transport"), never_received),
             "skipped": {reason: count for reason, count in skipped.items() if count},
             "fps": round(processed / rehearsal.duration_s, 3),
+            "latency_ms": latency,
             "stages_ms": {"inference": rehearsal.mean("inference_ms")},
             "rate": self._rate,
             "ate_live": _judged(live, truth),
@@ -183,7 +191,7 @@ class Demo:
         return Progress(*columns, console=self._console)
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(escape(text), highlight=False, soft_wrap=True)
 
 
 def _require_ros() -> None:
@@ -197,6 +205,13 @@ def _remappings(topics: Topics) -> dict[str, str]:
     return {
         name: topic.removesuffix(COMPRESSED[1]).removesuffix(COMPRESSED[0]) for name, topic in given.items() if topic
     }
+
+
+def _of_camera(trajectory: Trajectory) -> Trajectory:
+    """T_world_camera of the node's T_map_base: the parameters above mount the camera at the base ('optical')."""
+    from recon_ros.ros.mount import T_BASE_OPTICAL
+
+    return Trajectory(trajectory.stamps_ns, se3.inverse(T_BASE_OPTICAL) @ trajectory.poses @ T_BASE_OPTICAL)
 
 
 def _judged(trajectory: Trajectory, truth: Trajectory | None) -> dict[str, Any] | None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from recon_ros.errors import ReconError
 
@@ -38,8 +39,14 @@ def _spoken_errors() -> Iterator[None]:
     try:
         yield
     except ReconError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from error
+        _fail(str(error), error)
+    except OSError as error:  # a full disk, or a file that is not ours to write
+        _fail(f"{error.filename or 'the results'}: {error.strerror or error}", error)
+
+
+def _fail(sentence: str, cause: Exception) -> NoReturn:
+    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(1) from cause
 
 
 @app.callback()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from recon_ros.errors import DatasetError
 from recon_ros.evaluation.cloud import evaluate_cloud, truth_cloud
@@ -80,7 +81,12 @@ def write_results(
         title=results.name,
     )
     print_report(report)
-    Console().print(f"results: {out}", highlight=False, soft_wrap=True)
+    Console().print(f"results: {escape(str(out))}", highlight=False, soft_wrap=True)
+
+
+def warn(console: Console, text: str) -> None:
+    """A warning as one line; square brackets in it are text, not markup."""
+    console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
 def _judge(results: Results, report: dict[str, Any], true_frames: Iterable[Frame] | None) -> None:
@@ -93,4 +99,4 @@ def _judge(results: Results, report: dict[str, Any], true_frames: Iterable[Frame
             T_truth_world = alignment(*associate(results.trajectory, results.truth))
             report["cloud"] = evaluate_cloud(results.cloud, truth_cloud(true_frames, results.truth), T_truth_world)
     except DatasetError as error:
-        Console(stderr=True).print(f"[yellow]warning:[/] not compared with the truth: {error}", highlight=False)
+        warn(Console(stderr=True), f"not compared with the truth: {error}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recon_ros.cli.results import Middle, Results, write_results
+from recon_ros.cli.results import Middle, Results, warn, write_results
 from recon_ros.config import Config, load_yaml, nested, updated
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.datasets.topics import Topics
@@ -92,7 +92,9 @@ class Offline:
             task = progress.add_task("reconstructing", total=len(reader))
             for frame in reader.frames():
                 self._process(frame)
-                progress.update(task, advance=1, description=f"{self._reconstructor.state.value:12}")
+                seen = reader.counters["received_images"]
+                progress.update(task, completed=seen, description=f"{self._reconstructor.state.value:12}")
+            progress.update(task, completed=reader.counters["received_images"])
 
     def _process(self, frame: Frame) -> None:
         start = time.perf_counter()
@@ -114,21 +116,21 @@ class Offline:
 
     def _account(self, reader: BagReader) -> None:
         """What did not become a frame; warn of what the user should know."""
+        self._images = reader.counters["received_images"]
         for name, count in reader.counters.items():
             if name.startswith("skipped_"):
                 self._record.skipped[name.removeprefix("skipped_")] += count
             elif name in ("unpaired_images", "unreadable") and count:
                 self._record.skipped[name] += count
         for reason, message in reader.warnings().items():
-            self._console.print(f"[yellow]warning:[/] {reason}: {message}", highlight=False, soft_wrap=True)
+            warn(self._console, f"{reason}: {message}")
         if reader.loss:
-            self._console.print(f"[yellow]warning:[/] {reader.loss}", highlight=False, soft_wrap=True)
+            warn(self._console, reader.loss)
         if not self._record.latencies_ms:
-            raise DatasetError(
-                f"no frame of {self._recording} could be used: {dict(self._record.skipped) or 'it is empty'}"
-            )
+            reasons = ", ".join(f"{n} × {reason}" for reason, n in self._record.skipped.items())
+            raise DatasetError(f"no frame of {self._recording} could be used: {reasons or 'it is empty'}")
         if self._reconstructor.state is State.INITIALIZING:
-            self._console.print("[yellow]warning:[/] no frame had enough texture and depth to begin a map")
+            warn(self._console, "no frame had enough texture and depth to begin a map")
 
     def _write(self, reader: BagReader) -> None:
         reconstructor = self._reconstructor
@@ -158,5 +160,6 @@ class Offline:
             loops=0,
             metric_scale=reconstructor.source.card.is_metric,
         )
+        report["frames"] = self._images  # of what was skipped some are depths and calibrations
         true_frames = reader.frames() if self._evaluate_map and reader.topics.depth else None
         write_results(self._out, results, report, true_frames)

@@ -76,6 +76,7 @@ class Diagnostics:
             "age_s": float("nan") if age is None else age,
             "encoding": s.encoding,
             "size": f"{s.size[0]}x{s.size[1]}",
+            "lost_in_transport": s.counts["lost_in_transport"],
             **{f"silent.{name}": reason for name, reason in self._watchdog.silent.items()},
         }
         return self._status("Input", level, message, values)

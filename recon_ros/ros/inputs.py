@@ -15,7 +15,7 @@ from recon_ros.config import NodeConfig
 from recon_ros.intake import Intake, Pair
 from recon_ros.ros import interface, qos
 from recon_ros.ros.interface import Topic
-from recon_ros.ros.statistics import Statistics
+from recon_ros.ros.statistics import Statistics, Throttle
 
 
 @dataclass(eq=False)
@@ -54,6 +54,7 @@ class Inputs:
         self._statistics, self._deliver = statistics, deliver
         self._held: list[Pair] = []
         self._held_since: float | None = None
+        self._throttle = Throttle(30.0)
         self.streams: list[Stream] = []
 
     def open(self) -> None:
@@ -109,6 +110,12 @@ class Inputs:
 
     def _on_lost(self, event: Any) -> None:
         self._statistics.count("lost_in_transport", event.total_count_change)
+        if self._throttle.passes("lost"):
+            self._node.get_logger().warning(
+                f"{event.total_count_change} messages were lost on the way here: large ones do not fit through the "
+                "default transports. Set FASTRTPS_DEFAULT_PROFILES_FILE to this package's config/fastdds.xml, for the "
+                "driver too"
+            )
 
     def _on_camera_info(self, message: Any) -> None:
         self._intake.on_camera_info(message)
@@ -142,6 +149,6 @@ class Inputs:
 
 
 def full_name(node: Node, name: str) -> str:
-    """The absolute name, remappings applied to the base as image_transport does: of ``image/compressed`` to ``image``."""
+    """The absolute name; of ``image/compressed`` it is ``image`` that is remapped, as in image_transport."""
     base, slash, transport = name.partition("/")
     return node.resolve_topic_name(base) + slash + transport

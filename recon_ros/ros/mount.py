@@ -49,14 +49,16 @@ def mount_from_text(text: str) -> se3.Matrix | None:
 class Mount:
     """Finds T_base_camera once, and says where it has it from.
 
+    `parameter` is base_to_camera, read by `mount_from_text`.
+
     Attributes:
         camera_frame: name of the optical frame, from the first image on.
         T_base_camera: (4, 4), once it is known.
     """
 
-    def __init__(self, node: Node, config: NodeConfig, tf: Tf) -> None:
+    def __init__(self, node: Node, config: NodeConfig, tf: Tf, parameter: se3.Matrix | None) -> None:
         self._node, self._config, self._tf, self._log = node, config, tf, node.get_logger()
-        self._parameter = mount_from_text(config.base_to_camera)
+        self._parameter = parameter
         self._started = time.monotonic()
         self._first_image: float | None = None
         self.T_base_camera: se3.Matrix | None = None

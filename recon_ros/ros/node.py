@@ -7,12 +7,13 @@ the heavy parts of the work (OpenCV, numpy) release the interpreter's lock.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future as Job
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -49,6 +50,8 @@ KEEP_ALIVE_PERIOD_S = 0.1
 WATCH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 1.0
 STOP_LATENCY_S = 0.2
+STOP_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 60.0
 
 
 def transition(method: Transition) -> Callable[[Any, LifecycleState], TransitionCallbackReturn]:
@@ -81,7 +84,7 @@ class ReconNode(LifecycleNode):
         self._options = Parameters(self)
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._own_timers: list[Any] = []
-        self._own_services: list[Any] = []
+        self._undo = contextlib.ExitStack()
         self._pipeline: Pipeline | None = None
         self._refreshing: set[str] = set()
 
@@ -97,17 +100,14 @@ class ReconNode(LifecycleNode):
         self._warn_of_unknown_parameters()
         self._statistics = Statistics()
         self._pipeline = pipeline = Pipeline(self, config, node_config, self._statistics)
-        self._worker: Worker[Pair] = Worker(
-            pipeline.handle,
-            pipeline.failed,
-            functools.partial(self._statistics.count, "dropped"),
-            node_config.queue,
-        )
+        self._undo.callback(pipeline.close)
+        count_drops = functools.partial(self._statistics.count, "dropped")
+        self._worker: Worker[Pair] = Worker(pipeline.handle, pipeline.failed, count_drops, node_config.queue)
         pipeline.cancelled = lambda: not self._worker.running
         self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver)
         self._watchdog = Watchdog(self, self._inputs, node_config)
         self._diagnostics = Diagnostics(self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recon_writer")
+        self._undo.callback(self._halt)
         self._serve()
         self._watch_clock()
         self._options.on_change(self._apply)
@@ -151,19 +151,12 @@ class ReconNode(LifecycleNode):
             self.destroy_timer(timer)
         self._own_timers.clear()
         self._inputs.close()
-        if not self._worker.stop(drain=drain):
-            self.get_logger().error("the worker is still busy after ten seconds; its frame is abandoned")
+        if not self._worker.stop(DRAIN_TIMEOUT_S if drain else STOP_TIMEOUT_S, drain):
+            self.get_logger().error("the worker is still busy; what it does is abandoned")
 
     def _release(self) -> None:
-        """Drop the map and take everything down; also when only half of it is there."""
-        if self._pipeline is None:
-            return
-        if hasattr(self, "_inputs"):
-            self._halt()
-        for service in self._own_services:
-            self.destroy_service(service)
-        self._own_services.clear()
-        self._pipeline.close()
+        """Take everything down that `on_configure` set up, as far as it came, and drop the map."""
+        self._undo.close()
         self._pipeline = None
 
     # -- what comes in (executor's thread) -------------------------------------------------------------------
@@ -182,7 +175,8 @@ class ReconNode(LifecycleNode):
     def _watch_clock(self) -> None:
         """Simulated time that jumps back means a recording that begins anew."""
         threshold = JumpThreshold(min_forward=None, min_backward=Duration(seconds=-0.1), on_clock_change=False)
-        self._jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        jumps = self.get_clock().create_jump_callback(threshold, post_callback=self._on_clock_jump)
+        self._undo.callback(jumps.unregister)
 
     def _on_clock_jump(self, jump: Any) -> None:
         if self._pipeline is not None and self._statistics.counts["processed"]:
@@ -192,19 +186,23 @@ class ReconNode(LifecycleNode):
     # -- services --------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        # Answers wait for the worker, and must not hold up the images meanwhile.
+        # Answers wait for other threads, and must not hold up the images meanwhile.
         group = ReentrantCallbackGroup()
-        for service, callback in (
+        for topic, callback in (
             (interface.RESET, self._on_reset),
             (interface.PAUSE, self._on_pause),
             (interface.SAVE_MAP, self._on_save_map),
         ):
-            self._own_services.append(self.create_service(service.type, service.name, callback, callback_group=group))
+            service = self.create_service(topic.type, topic.name, callback, callback_group=group)
+            self._undo.callback(self.destroy_service, service)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="recon_writer")
+        self._undo.callback(self._writer.shutdown)
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
-        await self._done(self._in_worker(self._active_pipeline.reset))
-        response.success, response.message = True, "map, poses and memory are forgotten"
-        return response
+        return await self._answer(response, self._reset())
+
+    async def _on_save_map(self, request: Any, response: Any) -> Any:
+        return await self._answer(response, self._save_map())
 
     def _on_pause(self, request: Any, response: Any) -> Any:
         self._active_pipeline.paused = bool(request.data)
@@ -212,23 +210,36 @@ class ReconNode(LifecycleNode):
         response.success, response.message = True, self._active_pipeline.state.value
         return response
 
-    async def _on_save_map(self, request: Any, response: Any) -> Any:
+    async def _reset(self) -> str:
+        await self._done(self._in_worker(self._active_pipeline.reset))
+        return "map, poses and memory are forgotten"
+
+    async def _save_map(self) -> str:
         pipeline = self._active_pipeline
         folder = map_folder(pipeline.config.map)
+        snapshot = await self._done(self._in_worker(pipeline.snapshot))
+        return str(await self._done(self._writer.submit(write_snapshot, snapshot, folder)))
+
+    async def _answer(self, response: Any, work: Coroutine[Any, Any, str]) -> Any:
+        """The result of `work` as the answer of a service; its failure too, so that nobody waits in vain."""
         try:
-            snapshot = await self._done(self._in_worker(pipeline.snapshot))
-            path = await self._done(self._writer.submit(write_snapshot, snapshot, folder))
-            response.success, response.message = True, str(path)
+            response.message, response.success = await work, True
         except ReconError as error:
-            response.success, response.message = False, str(error)
+            response.message, response.success = str(error), False
+        except Exception as error:
+            self.get_logger().error(f"a service failed:\n{traceback.format_exc()}")
+            response.message, response.success = f"internal error: {error!r}", False
         return response
 
     def _in_worker(self, command: Callable[[], Result]) -> Job[Result]:
         """Run `command` where the core may be touched: in the worker, or here and now when it does not run."""
-        job: Job[Result] = self._worker.submit(command)
+        job = self._worker.submit(command)
         if job.cancelled():
             job = Job()
-            job.set_result(command())
+            try:
+                job.set_result(command())
+            except Exception as error:  # raised again for whoever asks the job
+                job.set_exception(error)
         return job
 
     async def _done(self, job: Job[Result]) -> Result:
@@ -287,12 +298,9 @@ def map_folder(config: MapConfig) -> Path:
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until SIGINT or SIGTERM; 1 when it cannot start."""
-    # rclpy's own handlers would invalidate the context under the worker's hands; ours let it finish its
-    # frame.
+    # rclpy's own handlers would invalidate the context under the worker's hands; ours let it finish its frame.
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda received, _: (stop.set(), signal.signal(received, signal.SIG_DFL)))
+    stop = stop_on_signals()
     node = ReconNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
@@ -306,6 +314,19 @@ def main(args: list[str] | None = None) -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
+    stop = threading.Event()
+
+    def handle(number: int, _: Any) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+    return stop
 
 
 def spin(node: ReconNode, executor: SingleThreadedExecutor, stop: threading.Event) -> None:

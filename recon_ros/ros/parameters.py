@@ -53,7 +53,7 @@ class Parameters:
 
     def _declare(self, config: Any) -> Any:
         values: dict[str, Any] = {}
-        for name, default, field in leaves(config):
+        for name, default, _ in leaves(config):
             raw = self._given(name, default)
             try:
                 updated(config, {name: raw})

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 from rclpy.node import Node
 
 from recon_ros.config import Config, NodeConfig, nested
@@ -20,11 +21,14 @@ from recon_ros.intake import Intake, Pair
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import interface, odometry, tf
 from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
-from recon_ros.ros.mount import Mount
+from recon_ros.ros.mount import Mount, mount_from_text
 from recon_ros.ros.outputs import Outputs
 from recon_ros.ros.path import PathBuilder
 from recon_ros.ros.statistics import Statistics, Throttle
 from recon_ros.ros.status import status_message
+
+NEW_BEGINNING = "stamp_jump"
+"""The intake's word for a stamp far back: the frame is not skipped but the first of a new beginning."""
 
 
 class Pipeline:
@@ -42,10 +46,11 @@ class Pipeline:
         card = self.reconstructor.source.card
         if card.needs_depth and not node_config.use_depth:
             raise ConfigError(f"source '{config.source}' needs a depth stream, but use_depth is false")
+        mount = mount_from_text(node_config.base_to_camera)
         tolerance_ns = round(node_config.sync_tolerance * 1e9)
         self.intake = Intake(config.input, node_config.use_depth, tolerance_ns, card.needs_camera)
         self.tf = tf.make(node, self._warn_of_foreign_edge)
-        self.mount = Mount(node, node_config, self.tf)
+        self.mount = Mount(node, node_config, self.tf, mount)
         self.frames = Frames(node, node_config, self.tf)
         self.odometry = odometry.make(node, node_config, self.tf)
         self.outputs = Outputs(node, node_config, config.map.min_confidence)
@@ -96,7 +101,7 @@ class Pipeline:
         try:
             return self.intake.frame(pair)
         except InputError as error:
-            if error.reason != "stamp_jump":
+            if error.reason != NEW_BEGINNING:
                 return None
             self._log.warning(f"{error}; starting anew")
             self.reset()
@@ -153,8 +158,8 @@ class Pipeline:
     def publish_keyframes(self) -> None:
         """~/keyframes, if they have changed and somebody listens."""
         if self._is_due(interface.KEYFRAMES):
-            poses = rigid(np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4))
-            self.outputs.keyframes(self._T_map_world @ poses @ self._T_camera_base, self._last_stamp_ns)
+            poses = self._T_map_world @ self._keyframe_poses() @ self._T_camera_base
+            self.outputs.keyframes(poses, self._last_stamp_ns)
 
     def publish_path(self) -> None:
         """~/path, if frames have come since and somebody listens."""
@@ -171,6 +176,10 @@ class Pipeline:
             cloud = self.reconstructor.map_cloud(self.config.map.max_points)
             self.statistics.points = len(cloud)
             self.outputs.map(cloud, self._T_map_world, self._last_stamp_ns)
+
+    def _keyframe_poses(self) -> NDArray[np.float64]:
+        """(N, 4, 4) T_world_camera by id, without scale."""
+        return rigid(np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4))
 
     def _is_due(self, topic: interface.Topic) -> bool:
         """Whether a latched topic has something new and a listener; if so it is taken for published."""
@@ -220,7 +229,7 @@ class Pipeline:
         return Snapshot(
             cloud=self.reconstructor.map_cloud(),
             trajectory=self.reconstructor.trajectory(),
-            keyframes=Trajectory([k.stamp_ns for k in keyframes], [rigid(k.T_world_camera) for k in keyframes]),
+            keyframes=Trajectory(np.array([k.stamp_ns for k in keyframes], dtype=np.int64), self._keyframe_poses()),
             config=nested(self.config) | {"node": nested(self.node_config)},
             is_metric=self.statistics.is_metric,
         )
@@ -247,24 +256,24 @@ class Pipeline:
     def say_warnings(self) -> None:
         """What the intake has refused since the last time, one line per reason and five seconds."""
         for reason, text in self.intake.warnings().items():
-            if self._throttle.passes(reason):
+            if reason != NEW_BEGINNING and self._throttle.passes(reason):
                 self._log.warning(f"{reason}: {text}")
 
     def _skipped(self) -> dict[str, int]:
         """Messages refused, by reason."""
         counters = self.intake.counters
         skipped = {name[len("skipped_") :]: n for name, n in counters.items() if name.startswith("skipped_")}
+        skipped.pop(NEW_BEGINNING, None)
         return skipped | {"unpaired_image": counters["unpaired_images"]}
 
     def _warn_of_foreign_edge(self, parent: str, child: str) -> None:
         if (parent, child) in self._foreign:
             return
         self._foreign.add((parent, child))
-        publishers = self._node.get_publishers_info_by_topic("/tf") + self._node.get_publishers_info_by_topic(
-            "/tf_static"
-        )
-        others = sorted({p.node_name for p in publishers} - {self._node.get_name()})
+        topics = ("/tf", "/tf_static")
+        publishers = [p for topic in topics for p in self._node.get_publishers_info_by_topic(topic)]
+        others = ", ".join(sorted({p.node_name for p in publishers} - {self._node.get_name()}))
         self._log.warning(
             f"another node broadcasts the TF edge {parent} → {child}, and so do we: the robot will flicker. One of "
-            f"{', '.join(others) or 'the publishers of /tf'} does; stop it, or set publish_tf to false or odom_source to tf"
+            f"{others or 'the publishers of /tf'} does; stop it, or set publish_tf to false or odom_source to tf"
         )

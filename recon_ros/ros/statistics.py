@@ -72,11 +72,10 @@ class Statistics:
         self.state, self.lost_since, self.confidence = State.INITIALIZING, None, 0.0
         self.keyframes, self.keyframe_mb, self.points, self.loops = 0, 0.0, 0, 0
 
-    def count(self, name: str, by: int = 1) -> int:
-        """Count something; the new number."""
+    def count(self, name: str, by: int = 1) -> None:
+        """Count something."""
         with self._lock:
             self.counts[name] += by
-            return self.counts[name]
 
     def image_age(self) -> float | None:
         """Seconds since the last image, or None before the first."""

@@ -168,7 +168,7 @@ class Tf2Ros:
     def __init__(self, node: Node, foreign: Callable[[str, str], None], tf2_ros: Any) -> None:
         ownership = Ownership(foreign)
 
-        class Listener(tf2_ros.TransformListener):  # type: ignore[misc]
+        class Listener(tf2_ros.TransformListener):
             """tf2_ros's own, with an ear for edges that are ours."""
 
             def callback(self, data: Any) -> None:
