@@ -111,8 +111,6 @@ class Spans:
             yield
 
     def _clocked(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        function = getattr(function, "__func__", function)
-
         def clocked(*arguments: Any, **options: Any) -> Any:
             start = time.perf_counter()
             self._inner.append(0.0)

@@ -117,7 +117,7 @@ class MemoryConfig:
     min_rotation: float = option(0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True)
     points_stride: int = option(2, "Stride in pixels of the pointmaps stored with keyframes", range=(1, 16))
     max_poses: int = option(
-        200000, "Poses of the trajectory kept; beyond it the older half is thinned", range=(100, 10000000)
+        200000, "Poses of the trajectory kept; beyond it older ones are thinned out", range=(100, 10000000)
     )
 
 

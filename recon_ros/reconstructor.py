@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from recon_ros.config import Config
 from recon_ros.errors import InputError
 from recon_ros.frame import Camera, Cloud, Frame, Keyframe, State, Trajectory, Update
-from recon_ros.geometry import se3
+from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
 from recon_ros.mapping.fusion import VoxelMap
@@ -42,12 +42,14 @@ class Reconstructor:
         source: where pointmaps come from; made from `config.source` when None.
 
     Raises:
-        ConfigError: when the source cannot be made.
+        ConfigError: when the source cannot be made or a library it takes is missing.
     """
 
     def __init__(self, config: Config | None = None, source: StepRuntime | None = None) -> None:
         self.config = config or Config()
         self.source = source or make_source(self.config)
+        if self.config.tracking.surface_sigma > 0:
+            surface.require()
         self._detector = Detector(self.config.tracking.features)
         self.reset()
 

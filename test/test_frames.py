@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any
 
@@ -335,6 +336,15 @@ def test_foreign_edges_are_told_from_our_own() -> None:
     ownership.heard([transform_message(np.eye(4), 2 * SECOND, "map", "odom")])
     ownership.heard([transform_message(np.eye(4), SECOND, "world", "odom")])
     assert foreign == [("map", "odom"), ("world", "odom")]
+
+
+def test_without_tf2_msgs_it_runs_without_tf_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tf2_msgs.msg", None)
+    node = FakeNode()
+    port = tf.make(node, lambda parent, child: None)  # type: ignore[arg-type]
+    assert len(node.warnings) == 1 and "without TF" in node.warnings[0]
+    port.send([transform_message(np.eye(4), 1, "map", "odom")])
+    assert port.lookup("map", "odom", None) is None and port.root("odom") == "odom"
 
 
 def test_tf2_ros_is_used_through_its_public_interface() -> None:

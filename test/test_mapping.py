@@ -77,7 +77,7 @@ def test_a_keyframe_goes_as_it_came_though_the_threshold_has_changed() -> None:
 
 
 def cloud_by_the_book(keyframes: list[Keyframe], config: MapConfig) -> dict[tuple[int, ...], tuple]:
-    """Voxel → (mean point, mean colour, mean confidence), one point after another."""
+    """Voxel → (mean point, mean colour, mean weight), one point after another; weights are rounded to 1/256."""
     gathered = defaultdict(list)
     for k in keyframes:
         for point, confidence, colour in zip(
@@ -85,39 +85,32 @@ def cloud_by_the_book(keyframes: list[Keyframe], config: MapConfig) -> dict[tupl
         ):
             if np.isfinite(point[2]) and confidence >= config.min_confidence:
                 world = (k.T_world_camera @ [*point, 1])[:3]
-                gathered[tuple(np.floor(world / config.voxel_size).astype(int))].append((world, colour, confidence))
+                voxel = tuple(np.floor(world / config.voxel_size).astype(int))
+                gathered[voxel].append((world, colour, round(confidence * 256) / 256))
     book = {}
     for voxel, members in gathered.items():
         if len(members) >= config.min_observations:
             weight = np.array([m[2] for m in members])
             point = np.average([m[0] for m in members], axis=0, weights=weight)
             colour = np.average([m[1] for m in members], axis=0, weights=weight)
-            book[voxel] = (point, colour, weight.mean())
+            book[voxel] = (*point, *colour, weight.mean())
     return book
 
 
 @quick
-@given(seeds(), st.sampled_from([0.0, 0.1, 0.6]), st.integers(1, 3))
+@given(seeds(), st.sampled_from([0.02, 0.1, 0.6]), st.integers(1, 3))
 def test_the_cloud_is_what_its_definition_says(seed: int, min_confidence: float, min_observations: int) -> None:
-    config = map_config(min_confidence=max(min_confidence, 0.02), min_observations=min_observations)
+    config = map_config(min_confidence=min_confidence, min_observations=min_observations)
     keyframes = [random_keyframe(i, seed) for i in range(3)]
     voxels = VoxelMap(config)
     for keyframe in keyframes:
         voxels.add(keyframe)
     cloud, book = voxels.cloud(), cloud_by_the_book(keyframes, config)
     assert len(cloud) == len(book)
-    index = np.floor(cloud.points.astype(float) / config.voxel_size).astype(int)
-    missing = 0
-    for i, point, colour, confidence in zip(index, cloud.points, cloud.colours, cloud.confidence, strict=True):
-        if tuple(i) not in book:  # a mean on the very border of its voxel, after rounding
-            missing += 1
-            continue
-        expected = book[tuple(i)]
-        # Weights are rounded to 1/256 (of at least 5/256), positions to 1/4096 of a voxel.
-        np.testing.assert_allclose(point, expected[0], atol=0.12 * config.voxel_size * (min_confidence < 0.1) + 1e-3)
-        np.testing.assert_allclose(colour.astype(float), expected[1], atol=30 * (min_confidence < 0.1) + 2)
-        assert confidence == pytest.approx(expected[2], abs=0.003)
-    assert missing <= 1
+    expected = np.array([book[voxel] for voxel in sorted(book)]).reshape(-1, 7)
+    np.testing.assert_allclose(cloud.points, expected[:, :3], atol=0.2 / 4096)  # of a voxel of 0.2 m
+    np.testing.assert_allclose(cloud.colours.astype(float), expected[:, 3:6], atol=0.51)
+    np.testing.assert_allclose(cloud.confidence, expected[:, 6], atol=1e-6)
 
 
 def test_points_are_placed_to_a_fraction_of_a_millimetre() -> None:
@@ -266,8 +259,8 @@ def test_a_bounded_path_is_thinned_where_it_is_old(count: int) -> None:
     assert kept[0] == 0 and kept[-1] == count - 1, "the path has lost an end"
     gaps = np.diff(kept)
     assert (gaps[-25:] == 1).all(), "the newest poses are all there"
-    assert (np.diff(np.maximum.accumulate(gaps[::-1])) >= 0).all()
-    assert gaps.max() <= 2 ** np.ceil(np.log2(max(count, 100) / 25)), "a hole in the path"
+    # The 50 to 75 older ones are spread over all of the rest, evenly but for a factor of two either way.
+    assert gaps.max() <= max(2, 4 * count / 50), "a hole in the path"
 
 
 def test_given_trajectories_do_not_change_later() -> None:

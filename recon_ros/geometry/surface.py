@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from recon_ros.errors import ConfigError
 from recon_ros.geometry import se3
 
 MAX_CORRESPONDENCE = 0.1
@@ -17,6 +19,15 @@ MIN_INLIERS = 100
 GICP_SIGMA = np.sqrt(2e-3)
 """small_gicp regularises each point's covariance to 1e-3 along its normal, so that a pair of points weighs as if
 its distance had this standard deviation, metres; the real one is given instead."""
+
+
+def require() -> None:
+    """Raise ConfigError when small_gicp, which has no Debian package, is not installed."""
+    if importlib.util.find_spec("small_gicp") is None:
+        raise ConfigError(
+            "tracking.surface_sigma is above 0, which needs small_gicp: pip install small_gicp, or set it to 0 and "
+            "track by features alone"
+        )
 
 
 @dataclass(frozen=True, eq=False)

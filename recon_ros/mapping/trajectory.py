@@ -15,8 +15,8 @@ from recon_ros.geometry import se3
 class TrajectoryLog:
     """Each tracked frame's pose relative to its reference keyframe, and as it was known when published.
 
-    Beyond `max_poses` every second pose of the older half is dropped: the path stays whole, only coarser where
-    it is old.
+    Beyond `max_poses` a quarter is dropped: of the older three quarters, every second pose where they are closest
+    in time. So the path stays whole, only coarser where it is old.
     """
 
     def __init__(self, max_poses: int) -> None:
@@ -79,8 +79,10 @@ class TrajectoryLog:
             setattr(self, name, new)
 
     def _thin(self) -> None:
-        half = self._length // 2
-        kept = np.r_[np.arange(0, half, 2), np.arange(half, self._length)]
+        candidates = np.arange(1, 3 * self._length // 4, 2)
+        apart = self._stamps[candidates + 1] - self._stamps[candidates - 1]
+        dropped = candidates[np.argsort(apart, kind="stable")[: self._length // 4]]
+        kept = np.delete(np.arange(self._length), dropped)
         for name in self._arrays():
             array = getattr(self, name)
             array[: len(kept)] = array[kept]

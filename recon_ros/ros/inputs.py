@@ -59,15 +59,12 @@ class Inputs:
 
     def open(self) -> None:
         """Subscribe."""
-        config = self._config
-        compressed, compressed_depth = (
-            config.image_transport == "compressed",
-            config.depth_transport == "compressed",
-        )
+        raw = self._config.image_transport == "raw"
+        raw_depth = self._config.depth_transport == "raw"
         self._subscribe(interface.CAMERA_INFO, self._on_camera_info)
-        self._subscribe(interface.IMAGE_COMPRESSED if compressed else interface.IMAGE, self._on_image)
-        if config.use_depth:
-            self._subscribe(interface.DEPTH_COMPRESSED if compressed_depth else interface.DEPTH, self._on_depth)
+        self._subscribe(interface.IMAGE if raw else interface.IMAGE_COMPRESSED, self._on_image)
+        if self._config.use_depth:
+            self._subscribe(interface.DEPTH if raw_depth else interface.DEPTH_COMPRESSED, self._on_depth)
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -112,9 +109,9 @@ class Inputs:
         self._statistics.count("lost_in_transport", event.total_count_change)
         if self._throttle.passes("lost"):
             self._node.get_logger().warning(
-                f"{event.total_count_change} messages were lost on the way here: large ones do not fit through the "
-                "default transports. Set FASTRTPS_DEFAULT_PROFILES_FILE to this package's config/fastdds.xml, for the "
-                "driver too"
+                f"images or depths are lost on the way here ({event.total_count} so far on one topic); often they are "
+                "too large for the default transports: set FASTRTPS_DEFAULT_PROFILES_FILE to this package's "
+                "config/fastdds.xml, for the driver too"
             )
 
     def _on_camera_info(self, message: Any) -> None:
