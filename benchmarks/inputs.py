@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from recon_ros.config import InputConfig
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.datasets.synthetic import SyntheticWarehouse
 from recon_ros.frame import Frame, Keyframe
@@ -31,11 +32,6 @@ class Input:
     name: str
     frames: list[Frame]
 
-    @property
-    def size(self) -> str:
-        height, width = self.frames[0].image.shape[:2]
-        return f"{width}x{height}"
-
 
 def synthetic(count: int, advance: Callable[[], None]) -> Input:
     """A drive of a quarter of a lap with the errors of a stereo sensor, 640x480; `advance` is called per frame."""
@@ -43,10 +39,8 @@ def synthetic(count: int, advance: Callable[[], None]) -> Input:
     return Input("warehouse", list(_counted(drive, advance)))
 
 
-def holo_walk(count: int, advance: Callable[[], None]) -> Input | None:
-    """The first frames of the recording beside the project; None when it is not there."""
-    if not HOLO_WALK.exists():
-        return None
+def holo_walk(count: int, advance: Callable[[], None]) -> Input:
+    """The first frames of the recording beside the project, which need not be there: see `HOLO_WALK`."""
     with BagReader(HOLO_WALK) as reader:
         return Input("holo_walk", list(_counted(itertools.islice(reader.frames(), count), advance)))
 
@@ -60,8 +54,6 @@ def map_keyframes(count: int, advance: Callable[[], None], stride: int = 2) -> l
 
 
 def _keyframe(index: int, frame: Frame, T_world_camera: se3.Matrix, stride: int) -> Keyframe:
-    from recon_ros.config import InputConfig
-
     assert frame.camera is not None
     source = DepthSource(InputConfig())
     _, prediction = source.step((), frame.image, frame.camera, frame.depth)

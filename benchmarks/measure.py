@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -84,12 +84,12 @@ class Spans:
     """
 
     def __init__(self) -> None:
-        self._ms: Counter[str] = Counter()
+        self._ms: defaultdict[str, float] = defaultdict(float)
         self._inner: list[float] = []
 
     def take(self) -> dict[str, float]:
         """Milliseconds by name since the last call."""
-        taken, self._ms = dict(self._ms), Counter()
+        taken, self._ms = dict(self._ms), defaultdict(float)
         return taken
 
     @contextmanager

@@ -81,8 +81,10 @@ def _rows(data: Input, spent: Sequence[Sequence[dict[str, float]]]) -> list[Row]
                 by_name[name].append(ms)
         for name, values in by_name.items():
             times[name].append(values)
-    groups = {"prepare": "frame", "step (depth source)": "frame"}
-    return [
-        over_frames(groups.get(name, "keyframe" if "eyframe" in name or FUSE in name else "tracking"), name, data.name, t)
-        for name, t in times.items()
-    ]
+    return [over_frames(_group(name), name, data.name, passes) for name, passes in times.items()]
+
+
+def _group(name: str) -> str:
+    if name in ("prepare", "step (depth source)"):
+        return "frame"
+    return "keyframe" if name.startswith("keyframe") or FUSE in name else "tracking"

@@ -10,10 +10,9 @@ The depth must be aligned to the colour camera (stereo.i_align_depth, on by defa
 import os
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-from launch import LaunchDescription
 
 TOPICS = {
     "image_topic": "/oak/rgb/image_raw",

@@ -8,10 +8,9 @@ ros2 launch recon_ros recon_realsense.launch.py rviz:=true
 import os
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-from launch import LaunchDescription
 
 TOPICS = {
     "image_topic": "/camera/camera/color/image_raw",

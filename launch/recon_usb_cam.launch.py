@@ -10,10 +10,9 @@ Without depth the points must come from a network: the parameter file has to nam
 import os
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-from launch import LaunchDescription
 
 TOPICS = {
     "image_topic": "/image_raw",

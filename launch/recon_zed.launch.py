@@ -11,10 +11,9 @@ The wrapper broadcasts map → odom → base itself unless it is told not to, as
 import os
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
-
-from launch import LaunchDescription
 
 TOPICS = {
     "image_topic": "/zed/zed_node/rgb/color/rect/image",

@@ -197,7 +197,7 @@ class NodeConfig:
     points_stride: int = option(2, "Stride in pixels of ~/points", range=(1, 64), dynamic=True)
     map_publish_period: float = option(2.0, "Period of ~/map", range=(0.1, 3600.0), unit="s")
     path_period: float = option(0.5, "Period of ~/path", range=(0.02, 3600.0), unit="s")
-    path_max_size: int = option(10000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000))
+    path_max_size: int = option(2000, "Poses kept in ~/path; older ones are thinned out", range=(2, 10000000))
     watchdog_period: float = option(
         5.0, "Silence on an input after which the node says so", range=(0.5, 3600.0), unit="s"
     )

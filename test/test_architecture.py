@@ -133,13 +133,13 @@ def _check_room(room: str, item: Import) -> str | None:
         return None
     if target == "ros":
         if room == "cli":
-            return None if item.lazy else "cli may import ros inside functions only"
+            return None if item.lazy or item.typing_only else "cli may import ros inside functions only"
         return "nobody imports ros but cli"
     if room == "":
         # The front door shows what users need; what needs more than the core stays behind it.
         return None if RANK[target] <= RANK_OF_RECONSTRUCTOR else f"the package must not import {target}"
     if room == "ros":
-        if RANK[target] <= RANK_OF_RECONSTRUCTOR:
+        if RANK[target] <= RANK_OF_RECONSTRUCTOR or target == "export":  # ~/save_map writes files
             return None
         return "ros may import reconstructor and what is left of it only"
     if RANK[target] < RANK[room] or RANK[target] == RANK[room] == 0:

@@ -239,7 +239,9 @@ def test_a_ros_parameter_file(tmp_path: Path) -> None:
     assert load_yaml(path) == {"source": "depth", "input.max_size": 320, "memory.max_keyframes": 9}
 
 
-@pytest.mark.parametrize("text", ["", "{}", "# nothing\n", "/**:\n  ros__parameters:\n", "/**:\n  ros__parameters: {}\n"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "# nothing\n", "/**:\n  ros__parameters:\n", "/**:\n  ros__parameters: {}\n"]
+)
 def test_an_empty_file_changes_nothing(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(text)

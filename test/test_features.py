@@ -158,7 +158,12 @@ def test_match_leaves_what_is_ambiguous() -> None:
 
 
 def guided(
-    expected: np.ndarray, descriptors: np.ndarray, pixels: np.ndarray, others: np.ndarray, radius: float, **options: float
+    expected: np.ndarray,
+    descriptors: np.ndarray,
+    pixels: np.ndarray,
+    others: np.ndarray,
+    radius: float,
+    **options: float,
 ) -> np.ndarray:
     return match_guided(expected, descriptors, cKDTree(pixels), others, radius, **options)  # type: ignore[arg-type]
 
@@ -185,9 +190,7 @@ def test_guided_matches_are_near_alike_and_unique(seed: int, radius: float, coun
         distance = np.linalg.norm(pixels - expected[k], axis=1)
         near = [n for n in np.argsort(distance)[:6] if distance[n] < radius]
         candidates = sorted((int(bits[k, n]), n) for n in near)
-        stands_out = bool(candidates) and (
-            len(candidates) < 2 or candidates[0][0] < 0.85 * candidates[1][0]
-        )
+        stands_out = bool(candidates) and (len(candidates) < 2 or candidates[0][0] < 0.85 * candidates[1][0])
         claimed = stands_out and candidates[0][0] < 64
         if k in i:
             assert claimed and j[i == k][0] == candidates[0][1]

@@ -56,7 +56,7 @@ def test_grid_fits(width: int, height: int, max_size: int, multiple: int) -> Non
         (height, grid.resized_height, grid.y, grid.grid_height),
     ):
         assert resized <= max(side, multiple), "enlarged"
-        assert 0 <= start and start + inside <= resized, "window outside the image"
+        assert start >= 0 and start + inside <= resized, "window outside the image"
         assert abs((resized - inside) - 2 * start) <= 1, "window not in the middle"
     if max(width, height) <= max_size and multiple == 1:
         assert (grid.grid_width, grid.grid_height) == (width, height), "changed without need"

@@ -149,9 +149,7 @@ def test_jacobian_is_the_derivative(seed: int) -> None:
     for k in range(6):
         delta = np.zeros(6)
         delta[k] = step
-        ahead, behind = (
-            pnp._linearise(se3.exp(sign * delta) @ T, seen, CAMERA, DEPTH_SIGMA)[0] for sign in (1, -1)
-        )
+        ahead, behind = (pnp._linearise(se3.exp(sign * delta) @ T, seen, CAMERA, DEPTH_SIGMA)[0] for sign in (1, -1))
         numeric[..., k] = (ahead - behind) / (2 * step)
     np.testing.assert_allclose(jacobian, numeric, rtol=1e-4, atol=1e-4 * np.abs(jacobian).max())
 

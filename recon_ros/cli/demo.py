@@ -59,7 +59,10 @@ class Demo:
             from recon_ros.ros.rehearsal import Rehearsal
 
             self._say(f"starting the node; its log is {self._out / 'node.log'}")
-            with NodeProcess(self._parameters(reader), _remappings(reader.topics), self._out / "node.log") as node:
+            parameters = node_parameters(self._config, reader.topics) | {
+                "map.path": str((self._out / "map").absolute())
+            }
+            with NodeProcess(parameters, remappings(reader.topics), self._out / "node.log") as node:
                 with Rehearsal() as rehearsal:
                     record = self._play(reader, rehearsal, node)
                     saved = Path(rehearsal.save_map())
@@ -72,13 +75,7 @@ class Demo:
             self._out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ReconError(f"cannot write to {self._out}: {error.strerror}") from error
-        # Nodes of another demo or test on this machine stay out of this one's graph.
-        os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
-        os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        if "FASTRTPS_DEFAULT_PROFILES_FILE" not in os.environ:
-            from recon_ros.resources import share_file
-
-            os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))
+        set_ros_environment()
 
     def _synthetic_bag(self) -> Path:
         """A drive through a synthetic warehouse; made once, kept beside the results."""
@@ -91,19 +88,6 @@ class Demo:
             task = progress.add_task("rendering a warehouse", total=len(drive))
             write_bag(path, drive, drive.ground_truth(), progress=lambda n: progress.update(task, completed=n))
         return path
-
-    def _parameters(self, reader: BagReader) -> dict[str, Any]:
-        topics = reader.topics
-        node = NodeConfig()
-        assert topics.image is not None
-        own = {
-            "image_transport": "compressed" if topics.image.endswith(COMPRESSED) else "raw",
-            "depth_transport": "compressed" if (topics.depth or "").endswith(COMPRESSED) else "raw",
-            "use_depth": topics.depth is not None,
-            "base_to_camera": "optical",
-            "publish_camera_tf": True,
-        }
-        return flatten(self._config) | flatten(node) | own | {"map.path": str((self._out / "map").absolute())}
 
     def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess) -> RunRecord:
         """Play the recording to the node and wait until it has answered; its memory over that time is recorded."""
@@ -194,12 +178,35 @@ class Demo:
         self._console.print(escape(text), highlight=False, soft_wrap=True)
 
 
+def set_ros_environment() -> None:
+    """A graph of our own on this machine, with a transport that holds whole images; what is set already stays."""
+    # Nodes of another demo or test stay out of this one's graph.
+    os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
+    os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    if "FASTRTPS_DEFAULT_PROFILES_FILE" not in os.environ:
+        from recon_ros.resources import share_file
+
+        os.environ["FASTRTPS_DEFAULT_PROFILES_FILE"] = str(share_file("config/fastdds.xml"))
+
+
 def _require_ros() -> None:
     if importlib.util.find_spec("rclpy") is None:
         raise ReconError("the demo needs ROS 2: run `make setup`, or source a ROS 2 installation")
 
 
-def _remappings(topics: Topics) -> dict[str, str]:
+def node_parameters(config: Config, topics: Topics) -> dict[str, Any]:
+    """Every parameter of a node that is to be played these topics, its camera at the base and looking along +x."""
+    own = {
+        "image_transport": "compressed" if (topics.image or "").endswith(COMPRESSED) else "raw",
+        "depth_transport": "compressed" if (topics.depth or "").endswith(COMPRESSED) else "raw",
+        "use_depth": topics.depth is not None,
+        "base_to_camera": "optical",
+        "publish_camera_tf": True,
+    }
+    return flatten(config) | flatten(NodeConfig()) | own
+
+
+def remappings(topics: Topics) -> dict[str, str]:
     """The node's inputs to the recording's topics; a transport's suffix is the node's to add."""
     given = {"image": topics.image, "camera_info": topics.camera_info, "depth": topics.depth}
     return {
