@@ -188,7 +188,7 @@ def test_each_mistake_has_its_sentence(flat: dict[str, Any], sentence: str) -> N
 
 @pytest.mark.parametrize("value", [1, 0, "maybe", 1.0, None])
 def test_only_truth_values_are_truth_values(value: Any) -> None:
-    with pytest.raises(ConfigError, match="'use_depth' is .* it must be of type bool"):
+    with pytest.raises(ConfigError, match=r"'use_depth' is .* it must be of type bool"):
         updated(NodeConfig(), {"use_depth": value})
 
 

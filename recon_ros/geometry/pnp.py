@@ -115,9 +115,7 @@ def refine(
     T = T_camera_w
     for _ in range(iterations):
         residuals, jacobian = _linearise(T, observations, camera, depth_sigma)
-        weights = _weights(residuals)
-        information = np.einsum("nki,nk,nkj->ij", jacobian, weights, jacobian, optimize=True)
-        gradient = np.einsum("nki,nk,nk->i", jacobian, weights, residuals, optimize=True)
+        information, gradient = _normal_equations(residuals, jacobian, _weights(residuals))
         try:
             step = -np.linalg.solve(information + 1e-6 * np.eye(6), gradient)
         except np.linalg.LinAlgError:
@@ -129,7 +127,7 @@ def refine(
         return None
     residuals, jacobian = _linearise(T, observations, camera, depth_sigma)
     weights = _weights(residuals)
-    information = np.einsum("nki,nk,nkj->ij", jacobian, weights, jacobian, optimize=True)
+    information, _ = _normal_equations(residuals, jacobian, weights)
     return Refined(se3.orthonormalised(T), information, weights[:, 0] > 0.25)
 
 
@@ -157,6 +155,15 @@ def _linearise(
     minus_skew[:, 1, 0], minus_skew[:, 1, 2] = -z, x
     minus_skew[:, 2, 0], minus_skew[:, 2, 1] = y, -x
     return residuals, np.concatenate([by_point, by_point @ minus_skew], axis=2)
+
+
+def _normal_equations(
+    residuals: NDArray[np.float64], jacobian: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(6, 6) Σ w JᵀJ and (6,) Σ w Jᵀr."""
+    rows = jacobian.reshape(-1, 6)
+    weighted = rows * weights.reshape(-1, 1)
+    return weighted.T @ rows, weighted.T @ residuals.ravel()
 
 
 def _weights(residuals: NDArray[np.float64]) -> NDArray[np.float64]:

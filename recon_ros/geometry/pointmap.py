@@ -51,15 +51,16 @@ def smoothed_depth(depth: NDArray[np.float32], max_spread: float = 0.06, min_pix
         (H, W) float32 metres, NaN at edges, on the image border and where there is too little.
     """
     known = np.isfinite(depth)
-    filled = np.where(known, depth, 0).astype(np.float32)
     weight = known.astype(np.float32)
+    filled = np.where(known, depth, np.float32(0))
     n3, n5 = (cv2.boxFilter(weight, -1, (k, k), normalize=False) for k in (3, 5))
     s3, s5 = (cv2.boxFilter(filled, -1, (k, k), normalize=False) for k in (3, 5))
-    mean = np.where(n3 > 3.5, s3 / np.maximum(n3, 1), s5 / np.maximum(n5, 1)).astype(np.float32)
+    mean = cv2.divide(s5, n5)  # 0 where nothing is known
+    cv2.copyTo(cv2.divide(s3, n3), (n3 > 3.5).astype(np.uint8), mean)
     window = np.ones((5, 5), np.uint8)
-    spread = cv2.dilate(filled, window) - cv2.erode(np.where(known, depth, np.float32(1e6)), window)
-    reliable = (n5 > min_pixels - 0.5) & (spread < max_spread * mean)
-    mean[~reliable] = np.nan
+    nearest = cv2.erode(np.where(known, depth, np.float32(1e6)), window)
+    spread = cv2.subtract(cv2.dilate(filled, window), nearest)
+    mean[(n5 < min_pixels - 0.5) | (spread >= max_spread * mean)] = np.nan
     mean[[0, -1]] = mean[:, [0, -1]] = np.nan  # half a window there: off by half a pixel's slope
     return mean
 

@@ -6,6 +6,7 @@ One thread does both, so that the time from publishing an image to receiving its
 
 from __future__ import annotations
 
+import functools
 import importlib
 import struct
 import time
@@ -187,7 +188,7 @@ class Rehearsal:
             self._peeking = []
         elif not self._peeking and self.depth is None and share > 0.45:
             for topic, name in ((interface.DEPTH_OUT, "depth"), (interface.CONFIDENCE, "confidence")):
-                self._peeking.append(self._subscribe(topic, lambda message, name=name: self._on_image(name, message)))
+                self._peeking.append(self._subscribe(topic, functools.partial(self._on_image, name)))
 
     def _on_image(self, name: str, message: Any) -> None:
         stamp = stamp_ns(message.header.stamp)
