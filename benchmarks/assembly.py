@@ -70,7 +70,7 @@ def measure(keyframes: list[Keyframe], advance: Callable[[], None]) -> Assembly:
 
 def _rows(keyframes: list[Keyframe], times: dict[str, list[float]], ratios: dict[str, float]) -> list[Row]:
     count = sum(int(np.isfinite(k.points[..., 2]).sum()) for k in keyframes)
-    source = f"{len(keyframes)} keyframes, {count / 1e6:.1f} M points, voxel {CONFIG.voxel_size * 100:g} cm"
+    source = f"{len(keyframes)} keyframes, {count / 1e6:.1f} M points"
     rows = []
     for key, name, note in (
         ("ours", "all at once: VoxelMap", ""),
@@ -78,7 +78,7 @@ def _rows(keyframes: list[Keyframe], times: dict[str, list[float]], ratios: dict
         ("ours_more", "one more keyframe: VoxelMap", ""),
         ("add", "· add", "what each keyframe costs"),
         ("cloud", "· cloud", "only when the map is published"),
-        ("theirs_more", "one more keyframe: Open3D, all sampled again", f"{ratios['per_keyframe']:.2f} × ours"),
+        ("theirs_more", "one more keyframe: Open3D, all again", f"{ratios['per_keyframe']:.2f} × ours"),
     ):
         rows.append(row("map", name, source, times[key], note=note))
     return rows

@@ -53,7 +53,7 @@ def measure_inputs(name: str, frame: Frame, advance: Callable[[], None]) -> list
     small = _jpeg(frame), _compressed_depth(frame, counts)
     size = f"{name}, {frame.image.shape[1]}x{frame.image.shape[0]}"
     rows = []
-    for kind, messages in (("raw rgb8 + 16UC1", raw), ("JPEG + compressedDepth PNG", small)):
+    for kind, messages in (("rgb8 + 16UC1", raw), ("JPEG + PNG depth", small)):
         data = [(serialize_message(message), type(message)) for message in messages]
         decode = repeated(lambda data=data: [deserialize_message(*item) for item in data], 40)  # type: ignore[misc]
         rows.append(row("in", f"deserialise, {kind}", size, decode))
@@ -179,11 +179,11 @@ class _OutputBench:
             "odometry and pose": (interface.ODOMETRY, lambda: outputs.poses(update, poses)),
             "TF": (None, lambda: self._frames.broadcast(stamp, poses)),
             "status": (interface.STATUS, status),
-            f"depth, confidence, camera_info: {width}x{height}": (
+            f"depth, confidence, info: {width}x{height}": (
                 interface.DEPTH_OUT,
                 lambda: outputs.images(update, self._confidence, update.frame_id),
             ),
-            f"points of a keyframe: {width}x{height}, stride 2": (
+            f"points: {width}x{height}, stride 2": (
                 interface.POINTS,
                 lambda: outputs.points(update, poses, self._confidence, update.frame_id),
             ),

@@ -27,10 +27,10 @@ GROUPS = {
     "frame": "Frame",
     "tracking": "Tracking",
     "keyframe": "Keyframe",
-    "out": "Messages out, received by another process",
+    "out": "Messages out",
     "packing": "Packing a PointCloud2",
     "map": "Map from keyframes",
-    "sum": "Overhead of the node, without the step of the source",
+    "sum": "Overhead without the step",
 }
 
 
@@ -125,7 +125,7 @@ def overhead(rows: Sequence[Row], name: str) -> list[Row]:
     frame = [
         r
         for r in rows
-        if (r.group == "in" and "raw" in r.name and r.input.startswith(name))
+        if (r.group == "in" and "rgb8" in r.name and r.input.startswith(name))
         or (r.group in ("frame", "tracking") and r.input == name and r.name in ("prepare", "tracking"))
         or (r.group == "out" and r.name.startswith(("odometry", "TF", "status", "depth")))
     ]

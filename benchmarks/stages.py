@@ -20,9 +20,9 @@ from recon_ros.tracking.view import View
 
 PASSES = 3
 
-FEATURES, MATCHING = "features: detect, describe, locate", "matching"
-PNP, SURFACES = "PnP: RANSAC and refinement", "registration of surfaces"
-COVISIBILITY, FUSE = "covisibility", "fuse into the map (VoxelMap.add)"
+FEATURES, MATCHING = "features and their points", "matching"
+PNP, SURFACES = "PnP and refinement", "registration of surfaces"
+COVISIBILITY, FUSE = "covisibility", "fuse (VoxelMap.add)"
 
 CLOCKS: tuple[tuple[str, Any, str], ...] = (
     (FEATURES, View, "depth"),

@@ -140,7 +140,8 @@ python_packages() {
   local pip=("$VENV/bin/python" -m pip install --quiet)
   if [ "$ros" != wheels ]; then
     # The messages of a ROS distribution are compiled against the system's numpy, so its version stays and
-    # the rest is resolved around it, from wheels (empy has none). pip takes hours for this, uv a second.
+    # the rest is resolved around it, from wheels (empy has none). uv, because pip had not ended
+    # after ten minutes.
     local uv
     uv=$(grep -oE '^uv==[0-9.]+' requirements/dev.txt)
     "$python" -c 'import numpy; print("numpy==" + numpy.__version__)' > "$VENV/constraints.txt"

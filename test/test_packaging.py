@@ -274,9 +274,9 @@ def test_wheel(tree: Path, tmp_path: Path) -> None:
         assert path.relative_to(ROOT).as_posix() in names
 
     target = tmp_path / "venv"
-    venv.create(target, with_pip=False)
+    venv.create(target, with_pip=True)
     python = target / "bin" / "python"
-    run([*pip, "--python", str(python), "install", "-q", "--no-deps", str(wheel)])
+    run([str(python), "-m", "pip", "install", "-q", "--no-deps", str(wheel)])
     assert {path.name for path in (target / "bin").glob("recon*")} == {"recon", "recon_node"}
     # The bare environment has none of our dependencies, so only this module is loaded, not the package.
     found = run([str(python), "-c", without_package(FIND_PROFILE)], cwd=tmp_path)

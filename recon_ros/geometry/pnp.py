@@ -18,6 +18,8 @@ PIXEL_SIGMA = 1.5
 ROBUST = 1.5
 """Residuals, in standard deviations, at which the robust kernel has taken three quarters of the weight."""
 MIN_SAMPLES = 8
+DAMPING = 1e-6
+"""Information of a prior at the present pose: a kilometre, so that a degenerate view stays solvable."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ def refine(
         residuals, jacobian = _linearise(T, observations, camera, depth_sigma)
         information, gradient = _normal_equations(residuals, jacobian, _weights(residuals))
         try:
-            step = -np.linalg.solve(information + 1e-6 * np.eye(6), gradient)
+            step = -np.linalg.solve(information, gradient)
         except np.linalg.LinAlgError:
             return None
         T = se3.exp(step) @ T
@@ -160,10 +162,10 @@ def _linearise(
 def _normal_equations(
     residuals: NDArray[np.float64], jacobian: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(6, 6) Σ w JᵀJ and (6,) Σ w Jᵀr."""
+    """(6, 6) Σ w JᵀJ, damped, and (6,) Σ w Jᵀr."""
     rows = jacobian.reshape(-1, 6)
     weighted = rows * weights.reshape(-1, 1)
-    return weighted.T @ rows, weighted.T @ residuals.ravel()
+    return weighted.T @ rows + DAMPING * np.eye(6), weighted.T @ residuals.ravel()
 
 
 def _weights(residuals: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make soak`: thousands of frames with a small keyframe bound; memory and keyframes must stay where they are.
+
+Exit code 1 when a bound is broken. With `--node` the frames go through the live node's process instead, whose
+memory is watched from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import psutil
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from benchmarks import laps, readme
+from benchmarks.machine import Machine
+from recon_ros.config import Config, updated
+from recon_ros.datasets.rosbag import BagReader
+from recon_ros.errors import ReconError
+from recon_ros.evaluation.trajectory import evaluate_trajectory
+from recon_ros.frame import Trajectory
+from recon_ros.reconstructor import Reconstructor
+
+MAX_GROWTH = 0.05
+MIN_TRACKED = 0.99
+NODE_RATE = 1.5
+
+
+@dataclass
+class Record:
+    """What was seen, frame by frame.
+
+    Attributes:
+        rss_mb, keyframes: after each frame.
+        made: keyframes made so far, those that went included; 0 where it is not known.
+        processed, tracked: frames.
+    """
+
+    rss_mb: list[float] = field(default_factory=list)
+    keyframes: list[int] = field(default_factory=list)
+    made: int = 0
+    processed: int = 0
+    tracked: int = 0
+
+
+def soak_core(bag: Path, count: int, config: Config, progress: Callable[[], None]) -> tuple[Record, Trajectory]:
+    """Frames through the Reconstructor of this process."""
+    record, process = Record(), psutil.Process()
+    reconstructor = Reconstructor(config)
+    with BagReader(bag) as reader:
+        for frame in laps.frames(reader, count):
+            update = reconstructor.process(frame)
+            record.processed += 1
+            record.tracked += update.T_world_camera is not None
+            record.made += update.keyframe_id is not None
+            record.keyframes.append(len(reconstructor.keyframes))
+            record.rss_mb.append(process.memory_info().rss / 1e6)
+            progress()
+    return record, reconstructor.trajectory()
+
+
+def soak_node(
+    bag: Path, count: int, config: Config, out: Path, progress: Callable[[], None]
+) -> tuple[Record, Trajectory]:
+    """The same through the live node over DDS, all its outputs but the images subscribed as the demo does."""
+    from recon_ros.cli.demo import node_parameters, remappings, set_ros_environment
+
+    set_ros_environment()
+    from recon_ros.ros.node_process import NodeProcess
+    from recon_ros.ros.rehearsal import Rehearsal
+
+    record = Record()
+    with BagReader(bag) as reader:
+        topics = [t for t in (reader.topics.image, reader.topics.camera_info, reader.topics.depth) if t]
+        parameters = node_parameters(config, reader.topics)
+        with (
+            NodeProcess(parameters, remappings(reader.topics), out / "soak_node.log") as node,
+            Rehearsal() as rehearsal,
+        ):
+            rehearsal.advertise({topic: reader.message_type(topic) for topic in topics}, node.check)
+            process = psutil.Process(node.pid)
+
+            def advance(_: int) -> None:
+                node.check()
+                record.rss_mb.append(process.memory_info().rss / 1e6)
+                record.keyframes.append(rehearsal.count("keyframes"))
+                progress()
+
+            rehearsal.play(laps.messages(reader, topics, count), topics[0], count, NODE_RATE, advance)
+            rehearsal.settle()
+            record.processed = rehearsal.count("frames_processed")
+            trajectory = rehearsal.live_trajectory()
+            record.tracked = len(trajectory)
+    return record, trajectory
+
+
+def judge(record: Record, max_keyframes: int, warm_up: int) -> tuple[dict[str, Any], list[str]]:
+    """The numbers, and a sentence for each bound that is broken.
+
+    Memory is compared by the medians over a lap's frames, right after the warm-up and at the end: single values
+    go up and down with what the allocator has not yet returned.
+    """
+    rss, window = np.array(record.rss_mb), min(laps.FRAMES, max((len(record.rss_mb) - warm_up) // 2, 1))
+    before, after = (float(np.median(part)) for part in (rss[warm_up : warm_up + window], rss[-window:]))
+    growth = after / before - 1
+    most = max(record.keyframes)
+    tracked = record.tracked / max(record.processed, 1)
+    numbers = {
+        "frames": len(rss),
+        "processed": record.processed,
+        "tracked": record.tracked,
+        "keyframes_most": most,
+        "keyframes_bound": max_keyframes,
+        "keyframes_made": record.made,
+        "rss_mb_after_warm_up": round(before, 1),
+        "rss_mb_end": round(after, 1),
+        "rss_mb_max": round(float(rss.max()), 1),
+        "rss_growth": round(growth, 4),
+    }
+    broken = []
+    if most > max_keyframes:
+        broken.append(f"{most} keyframes are more than the bound of {max_keyframes}")
+    if growth > MAX_GROWTH:
+        broken.append(f"memory grew by {growth:.1%} after the warm-up, from {before:.0f} to {after:.0f} MB")
+    if tracked < MIN_TRACKED:
+        broken.append(f"only {tracked:.1%} of the frames were tracked")
+    return numbers, broken
+
+
+def plot(path: Path, record: Record, max_keyframes: int, warm_up: int, title: str) -> None:
+    """Resident memory and keyframes over the frames."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    memory, keyframes = figure.subplots(2, 1, sharex=True)
+    memory.plot(record.rss_mb, color="tab:blue", linewidth=1)
+    base = float(np.median(record.rss_mb[warm_up : warm_up + laps.FRAMES]))
+    memory.axhline(base * (1 + MAX_GROWTH), color="tab:red", linestyle="--", linewidth=1, label="+5 %")
+    memory.axvspan(0, warm_up, color="0.93", label="warm-up")
+    memory.set_ylabel("resident memory, MB")
+    memory.set_ylim(bottom=0)
+    memory.legend(loc="lower right")
+    keyframes.plot(record.keyframes, color="tab:green", linewidth=1)
+    keyframes.axhline(max_keyframes, color="tab:red", linestyle="--", linewidth=1, label="bound")
+    keyframes.axvspan(0, warm_up, color="0.93")
+    keyframes.set_ylabel("keyframes")
+    keyframes.set_xlabel("frame")
+    keyframes.set_ylim(bottom=0)
+    keyframes.legend(loc="lower right")
+    figure.suptitle(title)
+    figure.savefig(path)
+
+
+def rows(numbers: dict[str, Any], ate: float, seconds_per_frame: float) -> Sequence[tuple[str, str]]:
+    """What is printed and goes into README.md."""
+    made = f", {numbers['keyframes_made']} made" if numbers["keyframes_made"] else ""
+    return (
+        ("frames", f"{numbers['frames']} sent, {numbers['processed']} processed, {numbers['tracked']} tracked"),
+        ("keyframes", f"at most {numbers['keyframes_most']} of {numbers['keyframes_bound']}{made}"),
+        (
+            "resident memory",
+            f"{numbers['rss_mb_after_warm_up']:.0f} MB after the warm-up, {numbers['rss_mb_end']:.0f} MB in the end "
+            f"({numbers['rss_growth']:+.1%}; at most +{MAX_GROWTH:.0%}), highest {numbers['rss_mb_max']:.0f} MB",
+        ),
+        ("ATE rmse", f"{ate:.3f} m over {numbers['frames'] / laps.FRAMES:.1f} laps"),
+        ("time", f"{seconds_per_frame * 1e3:.0f} ms a frame"),
+    )
+
+
+def main(
+    frames: Annotated[int, typer.Option(min=20, help="Frames, lap after lap")] = 2000,
+    warm_up: Annotated[int, typer.Option(min=1, help="Frames before memory is watched")] = 500,
+    max_keyframes: Annotated[int, typer.Option(min=4, help="memory.max_keyframes")] = 40,
+    node: Annotated[bool, typer.Option("--node", help="Through the live node's process, over DDS")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for soak.json and soak.png")] = Path("out"),
+    write_readme: Annotated[bool, typer.Option("--write-readme", help="Put the result into README.md here")] = False,
+) -> None:
+    """Check that memory and keyframes stay bounded over a long run."""
+    if warm_up >= frames:
+        raise typer.BadParameter(f"--warm-up {warm_up} must be less than --frames {frames}")
+    console, machine, name = Console(), Machine(), "soak_node" if node else "soak"
+    # Many more keyframes than usual, so that the bound is reached in the first lap and eviction goes on in all.
+    config = updated(
+        Config(),
+        {
+            "memory.max_keyframes": max_keyframes,
+            "memory.min_overlap": 0.95,
+            "memory.min_translation": 0.02,
+            "memory.min_rotation": 0.04,
+        },
+    )
+    console.print("rendering a lap, once" if not (out / "lap").exists() else "using the lap rendered before")
+    bag = laps.lap_bag(out / "lap")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("the live node" if node else "the core", total=frames)
+
+            def advance() -> None:
+                progress.update(task, advance=1)
+
+            record, trajectory = (
+                soak_node(bag, frames, config, out, advance) if node else soak_core(bag, frames, config, advance)
+            )
+            elapsed = progress.tasks[task].elapsed or 0.0
+    except ReconError as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+    with BagReader(bag) as reader:
+        ate = evaluate_trajectory(trajectory, laps.truth(reader, frames))
+    numbers, broken = judge(record, max_keyframes, warm_up)
+    machine.finish()
+    found = rows(numbers, ate["se3_rmse"], elapsed / frames)
+    for title, text in found:
+        console.print(f"  {title:16} {text}", highlight=False, soft_wrap=True)
+    console.print(machine.line(), highlight=False, soft_wrap=True)
+    result = {"machine": machine.as_dict(), **numbers, "ate": ate, "broken": broken, "seconds": round(elapsed, 1)}
+    (out / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    plot(
+        out / f"{name}.png", record, max_keyframes, warm_up, f"{frames} frames through the {'node' if node else 'core'}"
+    )
+    console.print(f"results: {out / name}.json, {out / name}.png", highlight=False)
+    if write_readme:
+        table = readme.table(("", "live node" if node else "core"), found)
+        readme.write_block(name, f"Measured on: {machine.line()}.\n\n{table}")
+    for sentence in broken:
+        console.print(f"BROKEN: {sentence}", style="bold red", highlight=False, soft_wrap=True)
+    if broken:
+        raise typer.Exit(1)
+    console.print("all bounds hold", style="green")
+
+
+if __name__ == "__main__":
+    typer.run(main)
