@@ -24,11 +24,12 @@ def random_descriptors(rng: np.random.Generator, count: int) -> np.ndarray:
     return rng.integers(0, 256, (count, 32), dtype=np.uint8)
 
 
-def flipped(rng: np.random.Generator, descriptors: np.ndarray, bits: int) -> np.ndarray:
-    """Copies with this many bits of each changed."""
+def flipped(rng: np.random.Generator, descriptors: np.ndarray, bits: int, least: int | None = None) -> np.ndarray:
+    """Copies with this many bits of each changed, or between `least` and this many."""
     unpacked = np.unpackbits(descriptors, axis=1)
     for row in unpacked:
-        row[rng.choice(256, bits, replace=False)] ^= 1
+        count = bits if least is None else rng.integers(least, bits + 1)
+        row[rng.choice(256, count, replace=False)] ^= 1
     return np.packbits(unpacked, axis=1)
 
 
@@ -123,7 +124,7 @@ def test_match_is_the_ratio_test(seed: int, count_a: int, count_b: int) -> None:
     a = random_descriptors(rng, count_a)
     if count_b:
         copies = rng.integers(0, count_b, count_a // 2)  # some of b are claimed several times
-        a[: count_a // 2] = flipped(rng, b[copies], int(rng.integers(1, 60)))
+        a[: count_a // 2] = flipped(rng, b[copies], 60, least=1)
     pairs = match(features(a), features(b))
     assert pairs.shape == (len(pairs), 2) and pairs.dtype == np.int64
     assert len(np.unique(pairs[:, 0])) == len(np.unique(pairs[:, 1])) == len(pairs)
@@ -175,7 +176,7 @@ def test_guided_matches_are_near_alike_and_unique(seed: int, radius: float, coun
     others = random_descriptors(rng, others_count)
     pixels = rng.uniform(0, 150, (others_count, 2))
     source = rng.integers(0, others_count, count)
-    descriptors = flipped(rng, others[source], int(rng.integers(0, 100)))
+    descriptors = flipped(rng, others[source], 100, least=0)
     expected = pixels[source] + rng.normal(0, 10, (count, 2))
     pairs = guided(expected, descriptors, pixels, others, radius)
     assert pairs.shape == (len(pairs), 2)

@@ -344,6 +344,28 @@ def test_a_camera_carried_back_to_the_start_is_found(candidates: int) -> None:
     assert_tracked(update, place)
 
 
+@pytest.mark.parametrize("candidates", [2, 3, 100])
+def test_each_keyframe_has_its_turn(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While there is no pose: so many a frame and no more, the newest always, and all of them in the end."""
+    r, _ = run(FRAMES, memory__min_overlap=0.95, tracking__relocalization_candidates=candidates)
+    owners = {id(k.features): k.id for k in r.keyframes}
+    assert len(owners) >= 5
+    tried: list[int] = []
+
+    def recorded(features: Any, *_: Any) -> np.ndarray:
+        tried.extend([owners[id(features)]] if id(features) in owners else [])
+        return np.zeros((0, 2), np.int64)
+
+    monkeypatch.setattr(tracker, "match", recorded)
+    elsewhere, seen = rendered(16, TexturedRoom(CAMERA, seed=77)), set()
+    for i in range(len(owners) // (min(candidates, len(owners)) - 1) + 1):
+        tried.clear()
+        assert r.process(replace(elsewhere, stamp_ns=stamp(16 + i))).T_world_camera is None
+        assert tried[0] == max(owners.values()) and len(set(tried)) == len(tried) <= candidates
+        seen |= set(tried)
+    assert seen == set(owners.values())
+
+
 @pytest.mark.xfail(strict=True, reason="the jump while lost counts as the motion of one frame")
 def test_what_happened_while_lost_is_no_velocity(monkeypatch: pytest.MonkeyPatch) -> None:
     """Found at another place, and standing still there: the next search starts there, not as far away again."""
