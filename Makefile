@@ -43,7 +43,7 @@ bench: setup  ## time each stage: benchmarks/README.md
 	$(PYTHON_BIN) -m benchmarks.run $(ARGS)
 
 soak: setup  ## long run: memory and keyframes stay bounded
-	$(PYTHON_BIN) benchmarks/soak.py $(ARGS)
+	$(PYTHON_BIN) -m benchmarks.soak $(ARGS)
 
 faults: setup  ## tests that break the input or the node on purpose
 	ROS_DOMAIN_ID=$${ROS_DOMAIN_ID:-$$(($$$$ % 100 + 1))} $(PYTHON_BIN) -m pytest -q -m faults $(ARGS)

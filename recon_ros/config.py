@@ -92,9 +92,8 @@ class TrackingConfig:
         5, "Frames in a row without a pose before the state is LOST", range=(1, 1000), dynamic=True
     )
     relocalization_candidates: int = option(
-        6, "Stored keyframes tried per frame while there is no pose", range=(1, 100), dynamic=True
+        6, "Stored keyframes tried per frame while there is no pose, beside the newest", range=(1, 100), dynamic=True
     )
-    seed: int = option(0, "Seed of every random choice; the same input gives the same output", range=(0, 2**31 - 1))
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.errors import InputError
+from recon_ros.geometry import se3
 from recon_ros.geometry.camera import Camera
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ class Frame:
                 f"camera_info is {self.camera.width}x{self.camera.height}, the image {size[1]}x{size[0]}: they must "
                 "be of one stream",
             )
-        if self.T_odom_camera is not None and not np.all(np.isfinite(self.T_odom_camera)):
-            raise InputError("odometry", "T_odom_camera holds NaN or infinity")
+        if self.T_odom_camera is not None and not se3.is_valid(self.T_odom_camera):
+            raise InputError(
+                "odometry", f"T_odom_camera is not a rigid (4, 4) pose: {np.asarray(self.T_odom_camera)!r}"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recon_ros.config import Config
-from recon_ros.errors import InputError
+from recon_ros.config import Config, flatten, leaves
+from recon_ros.errors import ConfigError, InputError
 from recon_ros.frame import Camera, Cloud, Frame, Keyframe, State, Trajectory, Update
 from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
@@ -30,6 +30,9 @@ from recon_ros.tracking.view import View
 COVARIANCE_INFLATION = 25.0
 """Residuals of one frame share causes (calibration, blur, rolling shutter) that least squares takes for independent;
 measured on recordings, real errors are about five times the formal ones."""
+
+MIN_SIZE = 32
+"""Shorter side of an image in which keypoints can be found, pixels."""
 
 
 class Reconstructor:
@@ -114,7 +117,14 @@ class Reconstructor:
         return self._trajectory.live()
 
     def set_config(self, config: Config) -> None:
-        """Take over new values of the options that are dynamic; the others must be unchanged."""
+        """Take over new values of the options that are dynamic.
+
+        Raises:
+            ConfigError: when another one would change; nothing has changed then.
+        """
+        for (name, old, field), new in zip(leaves(self.config), flatten(config).values(), strict=True):
+            if old != new and not field.metadata["dynamic"]:
+                raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
         self.config = config
         self._tracker.config = config.tracking
         self._map.set_config(config.map)
@@ -130,6 +140,8 @@ class Reconstructor:
         if camera is None:
             raise InputError("no_camera_info", "the depth source needs the camera's K: publish camera_info")
         image, depth = frame.image, frame.depth
+        if min(camera.width, camera.height) < MIN_SIZE:
+            raise InputError("image", f"the image is {camera.width}x{camera.height}, at least {MIN_SIZE} is needed")
         if camera.is_distorted:
             map_x, map_y = camera.undistort_maps()
             image = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR)
@@ -187,7 +199,7 @@ class Reconstructor:
             T_world_camera=T_world_camera.copy(),
             points=points,
             confidence=self.source.card.normalised(prediction.confidence)[strided].astype(np.float16),
-            colour=np.ascontiguousarray(view.image[strided]),
+            colour=view.image[strided].copy(),
             features=view.features.only_located(),
             is_metric=prediction.is_metric,
         )

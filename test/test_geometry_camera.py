@@ -63,18 +63,26 @@ def test_grid_fits(width: int, height: int, max_size: int, multiple: int) -> Non
 
 
 @quick
-@given(cameras(), seeds(), st.floats(-20, 20))
-def test_project_inverts_unproject(camera: Camera, seed: int, skew: float) -> None:
-    K = camera.K.copy()
-    K[0, 1] = skew
-    camera = Camera(camera.width, camera.height, K)
+@given(cameras(), seeds())
+def test_project_inverts_unproject(camera: Camera, seed: int) -> None:
     rng = np.random.default_rng(seed)
     pixels, depth = rng.uniform(-100, 2000, (20, 2)), rng.uniform(0.1, 50, 20)
     points = camera.unproject(pixels, depth)
     np.testing.assert_allclose(points[:, 2], depth)
     np.testing.assert_allclose(camera.project(points), pixels, atol=1e-6)
-    homogeneous = points @ K.T
+    homogeneous = points @ camera.K.T
     np.testing.assert_allclose(homogeneous[:, :2] / homogeneous[:, 2:], pixels, atol=1e-6)
+
+
+@pytest.mark.parametrize(("skew", "accepted"), [(0.0, True), (1e-7, True), (8.0, False), (-0.02, False)])
+def test_skew_is_refused_and_rounding_is_not(skew: float, accepted: bool) -> None:
+    """Only part of the code could honour it; 8 px were 34 mrad of error after ten steps."""
+    K = np.array([[500.0, skew, 320], [0, 500, 240], [0, 0, 1]])
+    if accepted:
+        assert Camera(640, 480, K).K[0, 1] == 0
+    else:
+        with pytest.raises(InputError, match="skew"):
+            Camera(640, 480, K)
 
 
 def test_nothing_is_projected_from_behind() -> None:

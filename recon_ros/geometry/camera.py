@@ -15,6 +15,8 @@ from recon_ros.errors import InputError
 
 PINHOLE_MODELS = ("", "none", "plumb_bob", "rational_polynomial")
 FISHEYE_MODELS = ("equidistant", "fisheye")
+MAX_SKEW = 0.01
+"""Pixels; more than rounding, and the pixel axes are not at a right angle."""
 PINHOLE_COEFFICIENTS, FISHEYE_COEFFICIENTS = (4, 5, 8, 12, 14), (4,)
 
 
@@ -53,6 +55,9 @@ class Camera:
                 f"K has focal lengths fx={K[0, 0]}, fy={K[1, 1]}; an uncalibrated driver publishes zeros: calibrate "
                 "the camera or run without camera_info",
             )
+        if abs(K[0, 1]) > MAX_SKEW:
+            raise InputError("camera", f"K has a skew of {K[0, 1]} px; recon_ros handles cameras without: use 0")
+        K[0, 1] = 0.0
         K.setflags(write=False)
         D = np.array(self.D, dtype=np.float64).ravel()
         if not np.all(np.isfinite(D)):
@@ -150,7 +155,7 @@ class Camera:
         """(..., 2) pixels and (...) depths z, metres, to (..., 3) points of the camera frame. Pinhole only."""
         pixels = np.asarray(pixels, dtype=np.float64)
         depth = np.asarray(depth, dtype=np.float64)
-        x = (pixels[..., 0] - self.cx - self.K[0, 1] * (pixels[..., 1] - self.cy) / self.fy) / self.fx
+        x = (pixels[..., 0] - self.cx) / self.fx
         y = (pixels[..., 1] - self.cy) / self.fy
         return np.stack([x * depth, y * depth, depth], axis=-1)
 

@@ -73,7 +73,7 @@ class Detector:
 
 
 def _spread(keypoints: Any, edge: float, count: int) -> NDArray[np.int64]:
-    """Indices of the strongest keypoints of each cell, then of the strongest `count` of those."""
+    """Indices of up to `count` keypoints: each cell's strongest, then each cell's second, and so on."""
     pixels = np.array([k.pt for k in keypoints])
     strength = np.array([k.response for k in keypoints])
     cell = (pixels[:, 1] // edge).astype(np.int64) * 100_000 + (pixels[:, 0] // edge).astype(np.int64)
@@ -81,10 +81,9 @@ def _spread(keypoints: Any, edge: float, count: int) -> NDArray[np.int64]:
     position = np.arange(len(order))
     first = np.r_[True, np.diff(cell[order]) != 0]
     rank = position - np.maximum.accumulate(np.where(first, position, 0))
-    kept = order[rank < PER_CELL]
-    if len(kept) > count:
-        kept = kept[np.argsort(-strength[kept], kind="stable")[:count]]
-    return np.asarray(kept)
+    by_rank = np.lexsort((-strength[order], rank))  # each cell's best before any cell's second
+    kept = order[by_rank[rank[by_rank] < PER_CELL]]
+    return np.asarray(kept[:count])
 
 
 def match(a: Features, b: Features, ratio: float = 0.8) -> Pairs:

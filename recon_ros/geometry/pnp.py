@@ -30,40 +30,44 @@ class Observations:
         points: (N, 3) float64 points of some frame w, metres.
         pixels: (N, 2) float64 where the camera c sees them.
         depths: (N,) float64 their depth as c's own pointmap has it, metres; NaN where unknown.
+        features: (N,) int64 index of the keypoint each is seen as; several points may be seen as one.
     """
 
     points: NDArray[np.float64]
     pixels: NDArray[np.float64]
     depths: NDArray[np.float64]
+    features: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.points)
 
     def __getitem__(self, index: Any) -> Observations:
-        return Observations(self.points[index], self.pixels[index], self.depths[index])
+        return Observations(self.points[index], self.pixels[index], self.depths[index], self.features[index])
 
     @staticmethod
     def concatenated(parts: list[Observations]) -> Observations:
         """All observations of several lists as one; empty for none."""
         if not parts:
-            return Observations(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0))
-        return Observations(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("points", "pixels", "depths")))
+            return Observations(np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0), np.zeros(0, np.int64))
+        return Observations(
+            *(np.concatenate([getattr(p, n) for p in parts]) for n in ("points", "pixels", "depths", "features"))
+        )
 
 
 def ransac(
-    observations: Observations, camera: Camera, threshold: float, seed: int = 0
+    observations: Observations, camera: Camera, threshold: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]] | None:
     """T_camera_w and the inliers' indices by PnP in RANSAC (EPnP, Lepetit et al. 2009), or None.
+
+    OpenCV's sampling starts from a fixed seed in each call: the same input gives the same pose.
 
     Args:
         observations: pixels and points; depths are not used.
         camera: undistorted.
         threshold: reprojection error of an inlier, pixels.
-        seed: of the sampling; the same input and seed give the same pose.
     """
     if len(observations) < MIN_SAMPLES:
         return None
-    cv2.setRNGSeed(seed)
     try:
         found, rotation, translation, inliers = cv2.solvePnPRansac(
             observations.points,

@@ -18,7 +18,9 @@ MAX_CORRESPONDENCE = 0.1
 MIN_INLIERS = 100
 GICP_SIGMA = np.sqrt(2e-3)
 """small_gicp regularises each point's covariance to 1e-3 along its normal, so that a pair of points weighs as if
-its distance had this standard deviation, metres; the real one is given instead."""
+its distance had this standard deviation, metres; the real one is given instead. Along the surface it keeps a
+thousandth of that weight. Replacing this information by that of the tangent planes alone was tried and tracks worse
+(warehouse drive: 4.4 instead of 1.3 cm): the result and its information belong together."""
 
 
 def require() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import InputConfig
-from recon_ros.errors import InputError
+from recon_ros.errors import ConfigError, InputError
 from recon_ros.frame import Camera, Prediction
 from recon_ros.geometry import pointmap
 from recon_ros.networks.card import ModelCard
@@ -24,6 +24,11 @@ class DepthSource:
     runtime = "numpy"
 
     def __init__(self, config: InputConfig) -> None:
+        """Raises ConfigError when `min_depth` is not below `max_depth`."""
+        if config.min_depth >= config.max_depth:
+            raise ConfigError(
+                f"input.min_depth {config.min_depth} is not below input.max_depth {config.max_depth}: no depth is left"
+            )
         self._config = config
 
     def initial_memory(self) -> Memory:

@@ -35,8 +35,8 @@ class Track:
         T_world_camera: (4, 4).
         reference_id: the keyframe that sees most of the frame.
         best_overlap: the share it sees.
-        inliers: correspondences that support the pose.
-        confidence: their share of all correspondences looked at, [0, 1].
+        inliers: keypoints that support the pose.
+        confidence: their share of all keypoints that were matched, [0, 1].
         information: (6, 6) of a right perturbation (v, ω) of the pose, in the camera frame.
     """
 
@@ -60,6 +60,7 @@ class _Start:
 class _Previous:
     """What is remembered of the last tracked frame."""
 
+    stamp_ns: int
     features: Features
     T_world_camera: Matrix
     T_odom_camera: Matrix | None
@@ -78,12 +79,13 @@ class Tracker:
     def __init__(self, config: TrackingConfig) -> None:
         self.config = config
         self._previous: _Previous | None = None
-        self._velocity = np.eye(4)
+        self._velocity = np.zeros(6)
+        self._interrupted = False
         self._next_candidate = 0
 
     def begin(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
         """Start tracking from a frame whose pose is given."""
-        self._velocity = np.eye(4)
+        self._velocity = np.zeros(6)
         self._remember(view, T_world_camera, T_odom_camera)
 
     def track(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
@@ -93,44 +95,50 @@ class Tracker:
         for start in self._starts(view, store, T_odom_camera):
             track = self._register(view, store, start)
             if track is not None:
-                if self._previous is not None:
-                    self._velocity = se3.inverse(self._previous.T_world_camera) @ track.T_world_camera
+                self._velocity = self._measured_velocity(view, track.T_world_camera)
                 self._remember(view, track.T_world_camera, T_odom_camera)
                 return track
-        self._velocity = np.eye(4)
+        self._interrupted = True
         return None
 
-    def moved(self, T_new_old: Matrix) -> None:
-        """Follow a correction of the keyframes around the camera."""
-        if self._previous is not None:
-            previous = self._previous
-            self._previous = _Previous(previous.features, T_new_old @ previous.T_world_camera, previous.T_odom_camera)
-
     def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
-        self._previous = _Previous(view.features.only_located(), T_world_camera, T_odom_camera)
+        self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera)
+        self._interrupted = False
 
     def _starts(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Iterator[_Start | None]:
         """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
         previous = self._previous
         if previous is not None:
             yield self._from_features(view, previous.features, previous.T_world_camera)
-            yield self._from_motion(view, store, self._predicted(previous, T_odom_camera))
+            yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
         for keyframe in self._candidates(store):
             yield self._from_features(view, keyframe.features, keyframe.T_world_camera)
 
-    def _predicted(self, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
+    def _predicted(self, view: View, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
         """Where odometry, or else constant velocity, puts the camera."""
         if T_odom_camera is not None and previous.T_odom_camera is not None:
             return previous.T_world_camera @ se3.inverse(previous.T_odom_camera) @ T_odom_camera
-        return previous.T_world_camera @ self._velocity
+        if self._interrupted:
+            return previous.T_world_camera
+        return previous.T_world_camera @ se3.exp(self._velocity * (view.stamp_ns - previous.stamp_ns) / 1e9)
+
+    def _measured_velocity(self, view: View, T_world_camera: Matrix) -> NDArray[np.float64]:
+        """(6,) twist per second since the previous frame; zero where frames without a pose lie between."""
+        previous = self._previous
+        if previous is None or self._interrupted or view.stamp_ns <= previous.stamp_ns:
+            return np.zeros(6)
+        seconds = (view.stamp_ns - previous.stamp_ns) / 1e9
+        return se3.log(se3.inverse(previous.T_world_camera) @ T_world_camera) / seconds
 
     def _candidates(self, store: KeyframeStore) -> list[Keyframe]:
-        """The newest keyframe, then the others in turn, a few a frame, so that each is tried in bounded time."""
+        """The newest keyframe, and some of the others in turn, so that each is tried in bounded time."""
         keyframes = store.keyframes
+        if not keyframes:
+            return []
         most = min(self.config.relocalization_candidates, len(keyframes))
-        chosen = [(self._next_candidate - i) % len(keyframes) for i in range(most - 1)] if keyframes else []
-        self._next_candidate -= max(most - 1, 0)
-        return [keyframes[i] for i in dict.fromkeys([len(keyframes) - 1, *chosen])] if keyframes else []
+        turn = [(self._next_candidate - i) % len(keyframes) for i in range(most)]
+        self._next_candidate = (self._next_candidate - most) % len(keyframes)
+        return [keyframes[i] for i in dict.fromkeys([len(keyframes) - 1, *turn])]
 
     def _from_features(self, view: View, features: Features, T_world_features: Matrix) -> _Start | None:
         """Match located features of a known pose against the view's, then PnP."""
@@ -153,7 +161,7 @@ class Tracker:
     def _ransac(self, view: View, observations: Observations) -> _Start | None:
         if len(observations) < self.config.min_inliers:
             return None
-        found = pnp.ransac(observations, view.camera, self.config.reprojection_threshold, self.config.seed)
+        found = pnp.ransac(observations, view.camera, self.config.reprojection_threshold)
         if found is None or len(found[1]) < self.config.min_inliers:
             return None
         T_camera_world, inliers = found
@@ -209,13 +217,22 @@ class Tracker:
             self.config.depth_sigma,
             iterations=10,
         )
-        if refined is None or np.count_nonzero(refined.inliers) < self.config.min_inliers:
+        if refined is None:
+            return None
+        inliers = len(np.unique(observations.features[refined.inliers]))
+        if inliers < self.config.min_inliers:
             return None
         T_world_camera, information = self._settle(
             view, store, references, se3.inverse(refined.T_camera_w), refined.information
         )
-        inliers = int(np.count_nonzero(refined.inliers))
-        return Track(T_world_camera, references[0].id, best_overlap, inliers, inliers / len(observations), information)
+        return Track(
+            T_world_camera,
+            references[0].id,
+            best_overlap,
+            inliers,
+            inliers / len(np.unique(observations.features)),
+            information,
+        )
 
     def _settle(
         self,
@@ -245,8 +262,6 @@ class Tracker:
 
 def _observations(view: View, points: Matrix, feature: NDArray[np.int64]) -> Observations:
     """Observations of world points at the view's features of the given indices."""
-    return Observations(
-        points,
-        view.features.pixels[feature].astype(np.float64),
-        view.features.points[feature, 2].astype(np.float64),
-    )
+    features = view.features
+    pixels, depths = features.pixels[feature].astype(np.float64), features.points[feature, 2].astype(np.float64)
+    return Observations(points, pixels, depths, feature)
