@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
+NUMBER = re.compile(r"[\d.,]+%?|–")
 README = Path(__file__).with_name("README.md")
 
 
@@ -25,8 +27,8 @@ def write_block(name: str, text: str, path: Path = README) -> None:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; columns after the first whose cells are numbers are set to the right."""
-    numeric = [i > 0 and all(row[i][:1].isdigit() or not row[i] for row in rows) for i in range(len(header))]
+    """A Markdown table; columns of numbers are set to the right."""
+    numeric = [all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(header))]
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---:" if n else "---" for n in numeric) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)

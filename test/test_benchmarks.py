@@ -188,3 +188,8 @@ def test_a_busy_machine_is_told():
     assert quiet.warning is None and "load 0.50 → 1.20" in quiet.line()
     assert "busy" in (machine.Machine(cores=4, load_before=0.5, load_after=3.0).warning or "")
     assert "busy" in (machine.Machine(cores=2, load_before=0.6).warning or "")
+
+
+def test_columns_of_numbers_are_set_to_the_right():
+    text = readme.table(("", "on", "ms", "share"), [("a|b", "200,000 points", "1.5", "99%"), ("c", "x", "12", "–")])
+    assert text.splitlines()[1:3] == ["|---|---|---:|---:|", "| a\\|b | 200,000 points | 1.5 | 99% |"]
