@@ -150,7 +150,7 @@ def test_a_limited_cloud_keeps_the_heaviest(seed: int, most: int) -> None:
     known = {p.tobytes(): i for i, p in enumerate(everything.points)}
     kept = [known[p.tobytes()] for p in limited.points]
     assert kept == sorted(kept), "the order of the points has changed"
-    weight = voxels._sums[:, 1]
+    weight = voxels._sums.column(1)
     dropped = np.setdiff1d(np.arange(len(everything)), kept)
     if len(kept) and len(dropped):
         assert weight[kept].min() >= weight[dropped].max()
@@ -273,3 +273,20 @@ def test_given_trajectories_do_not_change_later() -> None:
     walk.log.append(1, 0, np.eye(4), np.eye(4))
     live.poses[0] = 0
     np.testing.assert_array_equal(walk.log.live().poses[0], before[0])
+
+
+def test_rows_of_emptied_voxels_are_used_again() -> None:
+    """Eviction for hours takes no more room than the map at its largest."""
+    voxels = VoxelMap(Config().map)
+    rng = np.random.default_rng(0)
+    keyframes = [make_keyframe(i, random_pose(rng, 1.0), camera=SMALL, seed=i) for i in range(6)]
+    for keyframe in keyframes[:3]:
+        voxels.add(keyframe)
+    room = len(voxels._sums._table)
+    for i in range(30):
+        voxels.remove(keyframes[i % 3])
+        voxels.add(keyframes[i % 3])
+    assert len(voxels._sums._table) == room
+    for keyframe in keyframes[:3]:
+        voxels.remove(keyframe)
+    assert len(voxels) == 0 and len(voxels._sums._free) == voxels._sums._used > 0

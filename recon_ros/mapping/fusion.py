@@ -9,8 +9,6 @@ really empty.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,12 +25,62 @@ COLUMNS = 8
 """count, weight, position (3), colour (3)."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Contribution:
-    """What a keyframe put into the map: sorted voxel keys and their sums."""
+class _Sums:
+    """Sums by sorted voxel key. Rows stay where they are, and those of emptied voxels are used again.
 
-    keys: NDArray[np.int64]
-    sums: NDArray[np.int64]
+    Moving the whole table with each keyframe would cost tens of megabytes of fresh memory every time, which the
+    allocator does not give back evenly.
+    """
+
+    def __init__(self) -> None:
+        self.keys = np.zeros(0, np.int64)
+        self._rows = np.zeros(0, np.int64)
+        self._table = np.zeros((1024, COLUMNS), np.int64)
+        self._used = 0
+        self._free = np.zeros(0, np.int64)
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(N, COLUMNS) sums of the keys at these positions."""
+        return self._table[self._rows[chosen]]
+
+    def column(self, index: int) -> NDArray[np.int64]:
+        """One column for all keys."""
+        return self._table[self._rows, index]
+
+    def add(self, keys: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
+        """Add to sorted unique keys, new ones included."""
+        position = np.searchsorted(self.keys, keys)
+        known = np.zeros(len(keys), bool)
+        inside = position < len(self.keys)
+        known[inside] = self.keys[position[inside]] == keys[inside]
+        self._table[self._rows[position[known]]] += sums[known]
+        new, where = ~known, position[~known]
+        rows = self._take(int(np.count_nonzero(new)))
+        self._table[rows] = sums[new]
+        self.keys = np.insert(self.keys, where, keys[new])
+        self._rows = np.insert(self._rows, where, rows)
+
+    def subtract(self, keys: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
+        """Undo `add` of the same; keys of which nothing is left go."""
+        position = np.searchsorted(self.keys, keys)
+        rows = self._rows[position]
+        self._table[rows] -= sums
+        emptied = self._table[rows, 0] == 0
+        self._free = np.concatenate([self._free, rows[emptied]])
+        self.keys = np.delete(self.keys, position[emptied])
+        self._rows = np.delete(self._rows, position[emptied])
+
+    def _take(self, count: int) -> NDArray[np.int64]:
+        """Rows that are not in use."""
+        split = max(len(self._free) - count, 0)
+        self._free, reused = self._free[:split], self._free[split:]
+        fresh = np.arange(self._used, self._used + count - len(reused))
+        self._used += len(fresh)
+        if self._used > len(self._table):
+            table = np.zeros((max(2 * len(self._table), self._used), COLUMNS), np.int64)
+            table[: len(self._table)] = self._table
+            self._table = table
+        return np.concatenate([reused, fresh])
 
 
 class VoxelMap:
@@ -40,14 +88,13 @@ class VoxelMap:
 
     def __init__(self, config: MapConfig) -> None:
         self._config = config
-        self._keys = np.zeros(0, np.int64)
-        self._sums = np.zeros((0, COLUMNS), np.int64)
+        self._sums = _Sums()
         self._added: dict[int, tuple[NDArray[np.float64], float]] = {}
         self.version = 0
         """Changes whenever the cloud does."""
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self._sums.keys)
 
     def set_config(self, config: MapConfig) -> None:
         """Take over new values of what a running node may change (`min_confidence`, for what comes next)."""
@@ -58,44 +105,34 @@ class VoxelMap:
         """Put a keyframe's points where its pose says."""
         how = (keyframe.T_world_camera.copy(), self._config.min_confidence)
         self._added[keyframe.id] = how
-        contribution = self._contribution(keyframe, *how)
-        position = np.searchsorted(self._keys, contribution.keys)
-        clipped = np.minimum(position, max(len(self._keys) - 1, 0))
-        known = self._keys[clipped] == contribution.keys if len(self._keys) else np.zeros(len(position), bool)
-        self._sums[position[known]] += contribution.sums[known]
-        self._keys = np.insert(self._keys, position[~known], contribution.keys[~known])
-        self._sums = np.insert(self._sums, position[~known], contribution.sums[~known], axis=0)
+        self._sums.add(*self._contribution(keyframe, *how))
         self.version += 1
 
     def remove(self, keyframe: Keyframe) -> None:
         """Take a keyframe's points out again, as they were put in."""
-        contribution = self._contribution(keyframe, *self._added.pop(keyframe.id))
-        position = np.searchsorted(self._keys, contribution.keys)
-        self._sums[position] -= contribution.sums
-        emptied = position[self._sums[position, 0] == 0]
-        self._keys = np.delete(self._keys, emptied)
-        self._sums = np.delete(self._sums, emptied, axis=0)
+        self._sums.subtract(*self._contribution(keyframe, *self._added.pop(keyframe.id)))
         self.version += 1
 
     def cloud(self, max_points: int | None = None) -> Cloud:
         """The cloud, at most `max_points` (the configuration's when None): those with most weight stay."""
         config = self._config
         most = config.max_points if max_points is None else max_points
-        chosen = np.flatnonzero(self._sums[:, 0] >= config.min_observations)
+        chosen = np.flatnonzero(self._sums.column(0) >= config.min_observations)
         if len(chosen) > most:
-            weight = self._sums[chosen, 1]
+            weight = self._sums.column(1)[chosen]
             chosen = np.sort(chosen[np.argsort(-weight, kind="stable")[:most]])
         sums = self._sums[chosen].astype(np.float64)
-        weight = sums[:, 1:2]
-        index = _unpack(self._keys[chosen])
-        points = (index + sums[:, 2:5] / weight / POSITION_UNIT) * config.voxel_size
-        colours = np.round(sums[:, 5:8] / weight)
-        confidence = weight[:, 0] / sums[:, 0] / WEIGHT_UNIT
+        total = sums[:, 1:2]
+        index = _unpack(self._sums.keys[chosen])
+        points = (index + sums[:, 2:5] / total / POSITION_UNIT) * config.voxel_size
+        colours = np.round(sums[:, 5:8] / total)
+        confidence = total[:, 0] / sums[:, 0] / WEIGHT_UNIT
         return Cloud(points.astype(np.float32), colours.astype(np.uint8), confidence.astype(np.float32))
 
     def _contribution(
         self, keyframe: Keyframe, T_world_camera: NDArray[np.float64], min_confidence: float
-    ) -> _Contribution:
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Sorted voxel keys and the sums the keyframe adds to them."""
         confidence = keyframe.confidence.astype(np.float32)
         usable = np.isfinite(keyframe.points[..., 2]) & (confidence >= max(min_confidence, 1 / WEIGHT_UNIT))
         points = se3.transform(T_world_camera, keyframe.points[usable].astype(np.float64)) / self._config.voxel_size
@@ -111,7 +148,7 @@ class VoxelMap:
             *(colours * weight[:, None]).T,
         ]
         sums = np.stack([np.bincount(inverse, c, len(keys)) for c in columns], axis=1)
-        return _Contribution(keys, np.round(sums).astype(np.int64))
+        return keys, np.round(sums).astype(np.int64)
 
 
 def _pack(index: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -29,6 +29,7 @@ from recon_ros.ros import interface, qos
 from recon_ros.ros.interface import Topic
 
 DISCOVERY_TIMEOUT_S = 30.0
+GRACE_S = 1.0
 SERVICE_TIMEOUT_S = 120.0
 
 
@@ -97,6 +98,8 @@ class Rehearsal:
             if time.monotonic() > deadline:
                 raise ReconError(f"the node has not subscribed to {', '.join(silent)} within {DISCOVERY_TIMEOUT_S:g} s")
             self._executor.spin_once(timeout_sec=0.05)
+        # We know of the node's subscriptions, it may not yet know of us, and what is sent before is lost.
+        self._spin_until(time.monotonic() + GRACE_S)
 
     def play(
         self,
