@@ -120,7 +120,7 @@ class Intake:
         stamp = stamp_ns(msg.header.stamp)
         with self._lock:
             self._counts["received_images"] += 1
-            if stamp <= 0:  # it would upset the order of those that wait; frame() refuses it by name
+            if stamp <= 0 or self._is_late(stamp):  # its depth is gone; frame() refuses it by name
                 return [Pair(stamp, msg)]
             return self._note_unpaired(self._pairer.add_image(stamp, msg))
 
@@ -166,6 +166,10 @@ class Intake:
             self._last_stamp, self._suspect_stamp = pair.stamp_ns, None
             self._counts["frames"] += 1
         return frame
+
+    def _is_late(self, stamp: int) -> bool:
+        """Whether a stamp is not after the last frame's, but not so far back that the stream began anew."""
+        return self._last_stamp is not None and self._last_stamp - JUMP_NS <= stamp <= self._last_stamp
 
     def _check_stamp(self, stamp: int) -> None:
         if stamp <= 0:

@@ -179,7 +179,7 @@ def spoiled_run(tmp_path_factory) -> tuple[Path, str]:
         ("depth_size", 1, "160x120"),
         ("camera_size", 1, "640x480"),
         ("camera", 1, "fx"),  # zero K: the calibration known before stays in use
-        ("stamp_order", 1, f"{START + 17 * STEP} is not after"),
+        ("stamp_order", 2, "is not after the previous frame's"),  # one repeated, one from before
         ("stamp_zero", 1, "stamp 0"),
     ],
 )
@@ -190,10 +190,9 @@ def test_unusable_frames_are_skipped_counted_and_named(spoiled_run, reason, coun
     assert line is not None and named in line, said
 
 
-def test_a_stamp_out_of_order_is_counted(spoiled_run):
-    """Frame 23's is older than frames before it: refused as such, or given up because its depth comes too late."""
-    skipped = report_of(spoiled_run[0])["skipped"]
-    assert skipped["stamp_order"] - 1 + skipped.get("unpaired_images", 0) == 1
+def test_a_stamp_out_of_order_is_not_blamed_on_depth(spoiled_run):
+    """Its depth comes too late to be found; the message is about the stamp all the same."""
+    assert "unpaired_images" not in report_of(spoiled_run[0])["skipped"]
 
 
 def test_the_run_goes_on_between_the_faults(spoiled_run):

@@ -16,6 +16,8 @@ from recon_ros.geometry import se3
 MAX_CORRESPONDENCE = 0.1
 """Distance beyond which two surface points are not the same place, metres."""
 MIN_INLIERS = 100
+RELATIVE_RESOLUTION = 0.02
+MIN_RESOLUTION = 1e-3
 GICP_SIGMA = np.sqrt(2e-3)
 """small_gicp regularises each point's covariance to 1e-3 along its normal, so that a pair of points weighs as if
 its distance had this standard deviation, metres; the real one is given instead. Along the surface it keeps a
@@ -40,12 +42,16 @@ class Surface:
     tree: Any
 
     @staticmethod
-    def of(points: NDArray[np.float64], resolution: float = 0.05) -> Surface | None:
-        """The surface of (N, 3) camera-frame points, metres, sampled to `resolution`; None for too few."""
+    def of(points: NDArray[np.float64]) -> Surface | None:
+        """The surface of (N, 3) camera-frame points, metres; None for too few.
+
+        It is sampled to a share of the median depth, so that a hall costs as much as a closet.
+        """
         import small_gicp
 
         if len(points) < MIN_INLIERS:
             return None
+        resolution = max(RELATIVE_RESOLUTION * float(np.median(points[:, 2])), MIN_RESOLUTION)
         cloud, tree = small_gicp.preprocess_points(
             points, downsampling_resolution=resolution, num_neighbors=12, num_threads=1
         )
