@@ -12,6 +12,7 @@ from recon_ros.config import Config
 from recon_ros.errors import ReconError
 from recon_ros.frame import Camera, Frame, Update
 from recon_ros.reconstructor import Reconstructor
+from recon_ros.runtimes.torch_network import load_network
 
-__all__ = ["Camera", "Config", "Frame", "ReconError", "Reconstructor", "Update"]
+__all__ = ["Camera", "Config", "Frame", "ReconError", "Reconstructor", "Update", "load_network"]
 __version__ = "0.1.0"

@@ -145,7 +145,12 @@ class MapConfig:
 class Config:
     """Everything the core needs to know."""
 
-    source: str = option("depth", "Where pointmaps come from: the aligned depth stream", choices=("depth",))
+    source: str = option(
+        "depth",
+        "Where pointmaps come from: the aligned depth stream (depth), or a network by the name of its card "
+        "(recon models list), which sees the colour image only",
+    )
+    weights: str = option("", "Weight file of the network; empty takes the card's from the cache")
     input: InputConfig = field(default_factory=InputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

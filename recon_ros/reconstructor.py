@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from recon_ros.config import Config, flatten, leaves
 from recon_ros.errors import ConfigError, InputError
-from recon_ros.frame import Camera, Cloud, Frame, Keyframe, State, Trajectory, Update
+from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
 from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
+from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
 from recon_ros.mapping.fusion import VoxelMap
 from recon_ros.mapping.trajectory import TrajectoryLog
 from recon_ros.memory.selection import is_keyframe
@@ -45,7 +46,7 @@ class Reconstructor:
         source: where pointmaps come from; made from `config.source` when None.
 
     Raises:
-        ConfigError: when the source cannot be made or a library it takes is missing.
+        ConfigError, NetworkError: when the source cannot be made or a library it takes is missing.
     """
 
     def __init__(self, config: Config | None = None, source: StepRuntime | None = None) -> None:
@@ -62,6 +63,7 @@ class Reconstructor:
         self._store = KeyframeStore(self.config.memory.max_keyframes)
         self._tracker = Tracker(self.config.tracking)
         self._map = VoxelMap(self.config.map)
+        self._focal = RunningFocal()
         self._trajectory = TrajectoryLog(self.config.memory.max_poses)
         self._frames_without_pose = 0
         self._timings: dict[str, float] = {}
@@ -76,7 +78,9 @@ class Reconstructor:
         with self._timed("prepare"):
             image, camera, depth = self._prepare(frame)
         with self._timed("step"):
-            self._memory, prediction = self.source.step(self._memory, image, camera, depth)
+            memory, prediction = self.source.step(self._memory, image, camera, depth)
+            camera, prediction = self._calibrated(camera, prediction)
+            self._memory = memory
         with self._timed("track"):
             view = View(frame.stamp_ns, image, camera, prediction, self._detector)
             track = self._track(view, frame)
@@ -134,29 +138,41 @@ class Reconstructor:
         largest, card = self.config.input.max_size, self.source.card
         return Grid.fit(width, height, min(largest, card.max_size or largest), card.multiple)
 
-    def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera, NDArray[np.float32] | None]:
+    def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera | None, NDArray[np.float32] | None]:
         """Image, camera and depth undistorted and on the source's grid."""
-        camera = frame.camera
-        if camera is None:
-            raise InputError("no_camera_info", "the depth source needs the camera's K: publish camera_info")
-        image, depth = frame.image, frame.depth
-        if min(camera.width, camera.height) < MIN_SIZE:
-            raise InputError("image", f"the image is {camera.width}x{camera.height}, at least {MIN_SIZE} is needed")
-        if camera.is_distorted:
+        image, camera, depth = frame.image, frame.camera, frame.depth
+        height, width = image.shape[:2]
+        if min(width, height) < MIN_SIZE:
+            raise InputError("image", f"the image is {width}x{height}, at least {MIN_SIZE} is needed")
+        if camera is not None and camera.is_distorted:
             map_x, map_y = camera.undistort_maps()
             image = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR)
             if depth is not None:
                 depth = cv2.remap(depth, map_x, map_y, cv2.INTER_NEAREST, borderValue=float("nan"))
             camera = camera.undistorted()
-        grid = self.grid(camera.width, camera.height)
-        return grid.image(image), grid.camera(camera), None if depth is None else grid.depth(depth)
+        grid = self.grid(width, height)
+        on_grid = None if camera is None else grid.camera(camera)
+        return grid.image(image), on_grid, None if depth is None else grid.depth(depth)
+
+    def _calibrated(self, camera: Camera | None, prediction: Prediction) -> tuple[Camera, Prediction]:
+        """The points on the camera's rays; where K is unknown, on those of the focal length they imply."""
+        points = prediction.points_self
+        if camera is None:
+            height, width = points.shape[:2]
+            camera = Camera.from_focal(width, height, self._focal.update(points, prediction.confidence))
+        if self.source.card.needs_depth:  # they come from rays
+            return camera, prediction
+        return camera, replace(prediction, points_self=on_calibrated_rays(points, camera))
 
     def _track(self, view: View, frame: Frame) -> Track | None:
         """The pose against the keyframes; the first frame that can carry a map defines the world."""
+        T_odom_camera, trusted = frame.T_odom_camera, False
+        if T_odom_camera is None and view.prediction.T_memory_camera is not None:
+            T_odom_camera, trusted = view.prediction.T_memory_camera, True  # a network knows how it moved
         if len(self._store) > 0:
-            track = self._tracker.track(view, self._store, frame.T_odom_camera)
+            track = self._tracker.track(view, self._store, T_odom_camera, trusted)
         elif int(np.count_nonzero(view.features.located)) >= 2 * self.config.tracking.min_inliers:
-            self._tracker.begin(view, np.eye(4), frame.T_odom_camera)
+            self._tracker.begin(view, np.eye(4), T_odom_camera)
             track = Track(np.eye(4), self._store.next_id, 0.0, 0, 1.0, np.eye(6) * 1e12)
         else:
             return None

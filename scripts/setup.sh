@@ -62,7 +62,7 @@ key() {  # changes when an installation from scratch would give something else
     "$python" -c 'import pathlib, sys, sysconfig
 print(sys.version, sys.base_prefix)
 print(pathlib.Path(sysconfig.get_paths()["include"], "Python.h").is_file())'
-    printf '%s\n' "$PWD" "$ros" "${AMENT_PREFIX_PATH:-}"
+    printf '%s\n' "$PWD" "$ros" "${AMENT_PREFIX_PATH:-}" "${RECON_TORCH:-}${CI:-}"
     command -v "${CC:-cc}" "${CXX:-c++}" || true  # with a compiler, tf2_msgs is built
   } 2> /dev/null | sha256sum | cut -d ' ' -f 1
 }
@@ -163,8 +163,19 @@ python_packages() {
       || fail "pip failed on requirements/$lock.txt, see $LOG"
     say "$lock: $(grep -c '==' "requirements/$lock.txt") packages locked, done after $((SECONDS - begin)) s"
   done
+  torch_packages
   # With the locked setuptools: nothing is fetched without a hash.
   logged "${pip[@]}" --no-deps --no-build-isolation --editable . || fail "pip failed on recon_ros, see $LOG"
+}
+
+torch_packages() {
+  # On most machines PyPI's PyTorch brings gigabytes of CUDA, which nobody should get without asking.
+  if [ -n "${RECON_TORCH:-}${CI:-}" ]; then
+    logged "$VENV/bin/python" -m pip install --quiet -r requirements/torch.txt || fail "pip failed on PyTorch, see $LOG"
+    say "torch: installed, done after $((SECONDS - begin)) s"
+  else
+    say "torch: left out; RECON_TORCH=1 make setup installs it for the learned networks and their tests"
+  fi
 }
 
 tf2_messages() {

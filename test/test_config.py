@@ -174,7 +174,6 @@ def test_text_of_a_truth_value(text: str, expected: bool) -> None:
         ({"input.max_depth": "nan"}, "option 'input.max_depth' is 'nan'; it must be finite"),
         ({"input.max_depth": float("inf")}, "option 'input.max_depth' is inf; it must be finite"),
         ({"input.max_depth": "[1"}, "option 'input.max_depth' is '[1'; it must be of type float"),
-        ({"source": "stereo"}, "option 'source' is 'stereo'; it must be one of depth"),
         ({"source": 3}, "option 'source' is 3; it must be of type str"),
         ({"map.path": None}, "option 'map.path' is None; it must be of type str"),
     ],

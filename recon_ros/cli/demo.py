@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recon_ros.cli.results import Middle, Results, write_results
+from recon_ros.cli.results import Middle, Results, true_frames, write_results
 from recon_ros.config import Config, NodeConfig, flatten
 from recon_ros.datasets.bag_writer import write_bag
 from recon_ros.datasets.rosbag import BagReader
@@ -54,7 +54,8 @@ class Demo:
         _require_ros()
         self._prepare()
         bag = self._bag or self._synthetic_bag()
-        with BagReader(bag, self._topics, self._config.input) as reader:
+        # Networks see the colour image only.
+        with BagReader(bag, self._topics, self._config.input, use_depth=self._config.source == "depth") as reader:
             from recon_ros.ros.node_process import NodeProcess
             from recon_ros.ros.rehearsal import Rehearsal
 
@@ -91,7 +92,8 @@ class Demo:
 
     def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess) -> RunRecord:
         """Play the recording to the node and wait until it has answered; its memory over that time is recorded."""
-        wanted = [t for t in (reader.topics.image, reader.topics.camera_info, reader.topics.depth) if t]
+        depth = reader.topics.depth if reader.use_depth else None
+        wanted = [t for t in (reader.topics.image, reader.topics.camera_info, depth) if t]
         rehearsal.advertise({topic: reader.message_type(topic) for topic in wanted}, node.check)
         record = RunRecord(node.pid)
         with self._progress() as progress:
@@ -122,7 +124,8 @@ class Demo:
             middle=self._middle(reader, rehearsal),
             latencies_ms=record.latencies_ms,
         )
-        write_results(self._out, results, report, reader.frames() if reader.topics.depth else None)
+        frames = true_frames(bag, reader.topics, self._config.input) if reader.topics.depth else None
+        write_results(self._out, results, report, frames)
 
     def _report(
         self, rehearsal: Rehearsal, record: RunRecord, live: Trajectory, truth: Trajectory | None

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
-from recon_ros.errors import ReconError
+from recon_ros.cli.models import models
+from recon_ros.cli.spoken import spoken_errors
 
 app = typer.Typer(
     name="recon",
@@ -21,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models, name="models")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[
@@ -31,22 +30,6 @@ ImageTopic = Annotated[str | None, typer.Option(help="Image topic; found by type
 InfoTopic = Annotated[str | None, typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)]
 DepthTopic = Annotated[str | None, typer.Option(help="Depth topic, registered to the image", show_default=False)]
 TruthTopic = Annotated[str | None, typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)]
-
-
-@contextmanager
-def _spoken_errors() -> Iterator[None]:
-    """An expected error is one sentence on stderr and exit code 1, never a stack trace."""
-    try:
-        yield
-    except ReconError as error:
-        _fail(str(error), error)
-    except OSError as error:  # a full disk, or a file that is not ours to write
-        _fail(f"{error.filename or 'the results'}: {error.strerror or error}", error)
-
-
-def _fail(sentence: str, cause: Exception) -> NoReturn:
-    Console(stderr=True).print(f"[bold red]error:[/] {escape(sentence)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(1) from cause
 
 
 @app.callback()
@@ -72,7 +55,7 @@ def run(
     ground_truth_topic: TruthTopic = None,
 ) -> None:
     """Reconstruct a recording offline: every frame, in order, the same result each time."""
-    with _spoken_errors():
+    with spoken_errors():
         from recon_ros.cli.run import Offline, resolve
         from recon_ros.datasets.topics import Topics
 
@@ -106,7 +89,7 @@ def demo(
     ground_truth_topic: TruthTopic = None,
 ) -> None:
     """Run the live node over DDS on a recording, and show what it published."""
-    with _spoken_errors():
+    with spoken_errors():
         from recon_ros.cli.demo import Demo
         from recon_ros.cli.run import resolve
         from recon_ros.datasets.topics import Topics

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
+from recon_ros.config import InputConfig
+from recon_ros.datasets.rosbag import BagReader
+from recon_ros.datasets.topics import Topics
 from recon_ros.errors import DatasetError
 from recon_ros.evaluation.cloud import evaluate_cloud, truth_cloud
 from recon_ros.evaluation.picture import report_picture
@@ -53,20 +56,18 @@ class Results:
     latencies_ms: Sequence[float]
 
 
-def write_results(
-    out: Path, results: Results, report: dict[str, Any], true_frames: Iterable[Frame] | None = None
-) -> None:
+def write_results(out: Path, results: Results, report: dict[str, Any], frames: Iterable[Frame] | None = None) -> None:
     """Write map.ply, trajectory.tum, report.json and report.png to `out`, and print the report.
 
     Args:
         out: folder that exists.
         results: of the run.
         report: from `build_report`; errors against the truth are added to it.
-        true_frames: the recording's frames once more, to fuse a true cloud from; None leaves the map unjudged.
+        frames: the recording's frames with depth, to fuse a true cloud from; None leaves the map unjudged.
     """
     write_ply(out / "map.ply", results.cloud)
     write_tum(out / "trajectory.tum", results.trajectory)
-    _judge(results, report, true_frames)
+    _judge(results, report, frames)
     write_report(out / "report.json", report)
     report_picture(
         out / "report.png",
@@ -89,14 +90,20 @@ def warn(console: Console, text: str) -> None:
     console.print(f"[yellow]warning:[/] {escape(text)}", highlight=False, soft_wrap=True)
 
 
-def _judge(results: Results, report: dict[str, Any], true_frames: Iterable[Frame] | None) -> None:
+def true_frames(recording: Path, topics: Topics, config: InputConfig) -> Iterator[Frame]:
+    """The recording's frames with their depth, whatever a run takes of them."""
+    with BagReader(recording, topics, config) as reader:
+        yield from reader.frames()
+
+
+def _judge(results: Results, report: dict[str, Any], frames: Iterable[Frame] | None) -> None:
     """Fill in the errors against the truth where there is one that can be compared."""
     if results.truth is None:
         return
     try:
         report["ate"] = evaluate_trajectory(results.trajectory, results.truth)
-        if true_frames is not None:
+        if frames is not None and report["metric_scale"]:
             T_truth_world = alignment(*associate(results.trajectory, results.truth))
-            report["cloud"] = evaluate_cloud(results.cloud, truth_cloud(true_frames, results.truth), T_truth_world)
+            report["cloud"] = evaluate_cloud(results.cloud, truth_cloud(frames, results.truth), T_truth_world)
     except DatasetError as error:
         warn(Console(stderr=True), f"not compared with the truth: {error}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from recon_ros.cli.results import Middle, Results, warn, write_results
+from recon_ros.cli.results import Middle, Results, true_frames, warn, write_results
 from recon_ros.config import Config, load_yaml, nested, updated
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.datasets.topics import Topics
@@ -69,7 +69,9 @@ class Offline:
             ReconError: when the recording or the configuration cannot be used, or no frame could.
         """
         self._reconstructor = Reconstructor(self._config)
-        with BagReader(self._recording, self._topics, self._config.input) as reader:
+        card = self._reconstructor.source.card
+        needs = {"use_depth": card.needs_depth, "require_camera": card.needs_camera}
+        with BagReader(self._recording, self._topics, self._config.input, **needs) as reader:
             self._prepare_folder()
             self._record = RunRecord()
             self._middle = Middle(len(reader))
@@ -161,5 +163,6 @@ class Offline:
             metric_scale=reconstructor.source.card.is_metric,
         )
         report["frames"] = self._images  # of what was skipped some are depths and calibrations
-        true_frames = reader.frames() if self._evaluate_map and reader.topics.depth else None
-        write_results(self._out, results, report, true_frames)
+        has_truth = self._evaluate_map and reader.topics.depth and reader.topics.camera_info
+        frames = true_frames(self._recording, reader.topics, self._config.input) if has_truth else None
+        write_results(self._out, results, report, frames)

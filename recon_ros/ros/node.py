@@ -100,6 +100,7 @@ class ReconNode(LifecycleNode):
         self._warn_of_unknown_parameters()
         self._statistics = Statistics()
         self._pipeline = pipeline = Pipeline(self, config, node_config, self._statistics)
+        node_config = pipeline.node_config  # a network takes no depth
         self._undo.callback(pipeline.close)
         count_drops = functools.partial(self._statistics.count, "dropped")
         self._worker: Worker[Pair] = Worker(pipeline.handle, pipeline.failed, count_drops, node_config.queue)

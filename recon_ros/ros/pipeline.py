@@ -46,6 +46,8 @@ class Pipeline:
         card = self.reconstructor.source.card
         if card.needs_depth and not node_config.use_depth:
             raise ConfigError(f"source '{config.source}' needs a depth stream, but use_depth is false")
+        if not card.needs_depth:
+            self.node_config = node_config = dataclasses.replace(node_config, use_depth=False)
         mount = mount_from_text(node_config.base_to_camera)
         tolerance_ns = round(node_config.sync_tolerance * 1e9)
         self.intake = Intake(config.input, node_config.use_depth, tolerance_ns, card.needs_camera)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from recon_ros.config import Config
-from recon_ros.errors import ConfigError
 from recon_ros.runtimes.depth import DepthSource
 from recon_ros.runtimes.step import StepRuntime
 
@@ -13,8 +12,10 @@ def make_source(config: Config) -> StepRuntime:
     """The source that `config.source` names, loaded and ready.
 
     Raises:
-        ConfigError: for a name nobody answers to.
+        NetworkError: for a name nobody answers to, a network whose weights are not here, or without PyTorch.
     """
     if config.source == "depth":
         return DepthSource(config.input)
-    raise ConfigError(f"source '{config.source}' is unknown; known: depth")
+    from recon_ros.runtimes.torch_network import load_network
+
+    return load_network(config.source, config.weights)

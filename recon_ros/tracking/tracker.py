@@ -23,6 +23,8 @@ SEARCH_RADIUS = 12.0
 PRIOR_RADIUS = 40.0
 """Where it is looked for when only motion says where it may be."""
 MIN_REFERENCE_OVERLAP = 0.1
+UNCONFIRMED_INFORMATION = 100.0
+"""Of a pose nobody has confirmed: a decimetre and a tenth of a radian."""
 
 Matrix = NDArray[np.float64]
 
@@ -88,18 +90,45 @@ class Tracker:
         self._velocity = np.zeros(6)
         self._remember(view, T_world_camera, T_odom_camera)
 
-    def track(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
-        """The frame's pose, or None when nothing fits; the tracker then looks again with the next frame."""
+    def track(
+        self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, trust_prior: bool = False
+    ) -> Track | None:
+        """The frame's pose, or None when nothing fits; the tracker then looks again with the next frame.
+
+        Args:
+            view: the frame.
+            store: with one keyframe at least.
+            T_odom_camera: (4, 4) pose prior in a frame of its own, or None; only its increments are used.
+            trust_prior: take the prior's word where nothing confirms it. For networks that estimate poses themselves.
+        """
+        track = self._confirmed(view, store, T_odom_camera)
+        if track is None and trust_prior:
+            track = self._believed(view, store, T_odom_camera)
+        if track is None:
+            self._interrupted = True
+            return None
+        self._velocity = self._measured_velocity(view, track.T_world_camera)
+        self._remember(view, track.T_world_camera, T_odom_camera)
+        return track
+
+    def _confirmed(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
+        """A pose that enough keypoints support."""
         if len(view.features) < self.config.min_inliers:
             return None
         for start in self._starts(view, store, T_odom_camera):
             track = self._register(view, store, start)
             if track is not None:
-                self._velocity = self._measured_velocity(view, track.T_world_camera)
-                self._remember(view, track.T_world_camera, T_odom_camera)
                 return track
-        self._interrupted = True
         return None
+
+    def _believed(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
+        """The prior's pose as it is, next to the keyframe that sees most of it, else the newest."""
+        if self._previous is None or T_odom_camera is None or self._previous.T_odom_camera is None:
+            return None
+        T_world_camera = self._predicted(view, self._previous, T_odom_camera)
+        references, best_overlap = self._references(view, store, T_world_camera)
+        reference = references[0] if references else store.keyframes[-1]
+        return Track(T_world_camera, reference.id, best_overlap, 0, 0.0, UNCONFIRMED_INFORMATION * np.eye(6))
 
     def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
         self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera)
@@ -243,7 +272,8 @@ class Tracker:
         information: Matrix,
     ) -> tuple[Matrix, Matrix]:
         """Fuse the pose from features with surface registrations, each weighed by its information."""
-        if self.config.surface_sigma <= 0 or view.surface is None:
+        # Distances to surfaces mean something in metres only.
+        if self.config.surface_sigma <= 0 or not view.prediction.is_metric or view.surface is None:
             return T_world_camera, information
         total, pull = information.copy(), np.zeros(6)
         for keyframe in references:
