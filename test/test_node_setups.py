@@ -76,6 +76,35 @@ def test_an_unusable_parameter_fails_with_one_sentence(
     assert "Traceback" not in process.log
 
 
+def test_missing_weights_are_one_sentence(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    process = start({"source": "dust3r_512_dpt"}, listen=False)
+    assert process.process.wait(20) == 1
+    errors = [line for line in process.log.splitlines() if "[ERROR]" in line]
+    assert len(errors) == 1 and "recon models fetch dust3r_512_dpt" in errors[0]
+    assert "Traceback" not in process.log
+
+
+def test_a_network_takes_images_only_and_is_named(start: Callable[..., Any], room: TexturedRoom) -> None:
+    pytest.importorskip("torch", reason="needs torch")
+    graph = start({"source": "random-small", **OWN_MOUNT})
+    graph.process.wait(graph.images.get_subscription_count, "subscription to the image")
+    walker = Walker(graph, room)
+
+    def has_processed() -> bool:
+        walker.send()
+        time.sleep(0.1)
+        return graph.count("frames_processed") >= 2
+
+    graph.process.wait(has_processed, "two frames through the network")
+    assert graph.node.count_subscribers("/depth") == 0, "a network takes no depth"
+    status = graph.status()
+    assert "random weights" in status["network"] and status["runtime"] == "torch"
+    assert status["metric_scale"] == "false" and status["errors"] == "0"
+
+
 def test_a_newcomer_without_tf_sees_a_map_and_is_told(start: Callable[..., Any], room: TexturedRoom) -> None:
     """Nothing but a camera; and simulated time that jumps back, as a looped bag's does."""
     graph = start({"use_sim_time": True, "max_no_such_thing": 3})
