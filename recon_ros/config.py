@@ -151,6 +151,11 @@ class Config:
         "(recon models list), which sees the colour image only",
     )
     weights: str = option("", "Weight file of the network; empty takes the card's from the cache")
+    update_rule: str = option(
+        "filt3r",
+        "How the state of a CUT3R takes a frame in: replaced (overwrite, as published), or filtered per token",
+        choices=("overwrite", "ttt3r", "filt3r"),
+    )
     input: InputConfig = field(default_factory=InputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

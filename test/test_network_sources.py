@@ -156,6 +156,20 @@ def test_the_step_leaves_the_memory_it_is_given() -> None:
     np.testing.assert_array_equal(first.points_self, again.points_self)
 
 
+@needs_torch
+def test_the_update_rule_is_the_one_asked_for() -> None:
+    image = frame(0).image[:96, :128].copy()
+    states = []
+    for rule in ("overwrite", "ttt3r", "filt3r"):
+        source = load_network("random-small", update_rule=rule)
+        memory = source.initial_memory()
+        for shift in range(3):
+            memory, _ = source.step(memory, np.roll(image, 16 * shift, axis=1), None)
+        states.append(memory["state"].numpy())
+    assert not np.allclose(states[0], states[1]) and not np.allclose(states[0], states[2])
+    assert not np.allclose(states[1], states[2])
+
+
 def test_weights_that_are_not_here_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(NetworkError, match="recon models fetch dust3r_512_dpt"):

@@ -18,4 +18,4 @@ def make_source(config: Config) -> StepRuntime:
         return DepthSource(config.input)
     from recon_ros.runtimes.torch_network import load_network
 
-    return load_network(config.source, config.weights)
+    return load_network(config.source, config.weights, config.update_rule)

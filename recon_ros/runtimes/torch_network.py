@@ -28,12 +28,13 @@ def known_networks() -> tuple[str, ...]:
     return (RANDOM, *(card.name for card in list_cards()))
 
 
-def load_network(name: str, weights: str = "") -> StepRuntime:
+def load_network(name: str, weights: str = "", update_rule: str = "filt3r") -> StepRuntime:
     """A network as a step, ready to run.
 
     Args:
         name: of a card in ``models/``, or ``random-small``: a tiny CUT3R with random weights, for plumbing tests only.
         weights: file to load instead of the one the card names in the cache.
+        update_rule: of a CUT3R: ``overwrite``, ``ttt3r`` or ``filt3r``.
 
     Raises:
         NetworkError: torch is missing, the name is unknown, the weights are not here, or are not this network's.
@@ -43,10 +44,10 @@ def load_network(name: str, weights: str = "") -> StepRuntime:
     if importlib.util.find_spec("torch") is None:
         raise NetworkError(f"source '{name}' needs PyTorch: pip install torch, or choose source depth")
     if card is None or path is None:
-        return _random_small()
+        return _random_small(update_rule)
     from recon_ros.networks import factory
 
-    return _step(factory.load_network(card, path), card)
+    return _step(factory.load_network(card, path), card, update_rule)
 
 
 def _weights(card: NetworkCard, given: str) -> Path:
@@ -60,7 +61,7 @@ def _weights(card: NetworkCard, given: str) -> Path:
     return path
 
 
-def _step(network: Any, card: ModelCard) -> StepRuntime:
+def _step(network: Any, card: ModelCard, update_rule: str) -> StepRuntime:
     if card.family in ("dust3r", "mast3r"):
         from recon_ros.networks.pair_step import PairStep
 
@@ -70,11 +71,12 @@ def _step(network: Any, card: ModelCard) -> StepRuntime:
 
         return Spann3rStep(network, card)
     from recon_ros.networks.cut3r_step import Cut3rStep
+    from recon_ros.networks.update_rules import RULES
 
-    return Cut3rStep(network, card)
+    return Cut3rStep(network, card, RULES[update_rule]())
 
 
-def _random_small() -> StepRuntime:
+def _random_small(update_rule: str) -> StepRuntime:
     """A tiny CUT3R: every stage behind the step runs, nothing it says is true."""
     import torch
 
@@ -98,4 +100,4 @@ def _random_small() -> StepRuntime:
         network = Cut3r(sizes)
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.05)
-    return _step(network, RANDOM_CARD)
+    return _step(network, RANDOM_CARD, update_rule)
