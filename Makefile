@@ -28,7 +28,10 @@ demo: setup  ## the live node on a recording: make demo [BAG=path] [DEPTH=1] [AR
 
 test: setup lint  ## lint, types and all tests: make test [ARGS="-k name"]
 	@# An own domain, so that nodes running on this machine do not meet the tests' nodes.
-	ROS_DOMAIN_ID=$${ROS_DOMAIN_ID:-$$(($$$$ % 100 + 1))} $(PYTHON_BIN) -m pytest -q $(ARGS)
+	@# Tests that join the ROS graph have a process of their own: PyTorch and the middleware each bring native threads
+	@# and libraries, and one process in which both came and went has crashed in native code.
+	$(PYTHON_BIN) -m pytest -q -m "not ros" $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
+	ROS_DOMAIN_ID=$${ROS_DOMAIN_ID:-$$(($$$$ % 100 + 1))} $(PYTHON_BIN) -m pytest -q -m ros $(ARGS) $(if $(ARGS),|| [ $$? -eq 5 ])
 
 lint: setup  ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -29,7 +29,7 @@ import numpy as np  # noqa: E402
 import rclpy  # noqa: E402
 from geometry_msgs.msg import TransformStamped  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor  # noqa: E402
+from rclpy.executors import ExternalShutdownException, ShutdownException, SingleThreadedExecutor  # noqa: E402
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy  # noqa: E402
 from sensor_msgs.msg import CameraInfo, Image  # noqa: E402
 from textured_room import CAMERA, TexturedRoom, walk  # noqa: E402
@@ -124,11 +124,15 @@ class Graph:
         self._thread.start()
 
     def close(self) -> None:
-        rclpy.shutdown(context=self.context)
+        """Take everything down in order; left to the garbage collector, the context may go before what lives in it."""
+        self._executor.shutdown()
         self._thread.join(TIMEOUT)
+        assert not self._thread.is_alive(), "the graph's executor does not end"
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
 
     def _spin(self) -> None:
-        with contextlib.suppress(ExternalShutdownException):
+        with contextlib.suppress(ExternalShutdownException, ShutdownException):
             self._executor.spin()
 
     @staticmethod
