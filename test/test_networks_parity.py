@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -121,7 +122,19 @@ def test_folders_without_fixtures_are_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not FULL.is_dir(), reason="needs ../shared/fixtures")
-@pytest.mark.parametrize("full", [False, True], ids=["small", "full-size"])
+@pytest.mark.parametrize(
+    "full",
+    [
+        pytest.param(False, id="small"),
+        pytest.param(
+            True,
+            id="full-size",
+            marks=pytest.mark.skipif(
+                not os.environ.get("RECON_FULL_SIZE"), reason="takes 2 minutes and 5 GB: set RECON_FULL_SIZE=1"
+            ),
+        ),
+    ],
+)
 def test_every_case_of_the_full_set(full: bool) -> None:
     """Of the full-size networks: about 2 minutes and 5 GB."""
     results = [result for fixture in find_fixtures(FULL, full) for result in check(fixture)]
