@@ -51,7 +51,7 @@ class RunRecord:
         self.latencies_ms.append(float(latency_ms))
         for stage, milliseconds in stages_ms.items():
             self.stages_ms.setdefault(stage, []).append(float(milliseconds))
-        self.rss_mb.append(self._resident())
+        self.sample_memory()
 
     def sample_memory(self) -> None:
         """Note the resident memory now; for a watched process whose frames are counted elsewhere."""

@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.errors import ConfigError
-from recon_ros.geometry import se3
+from recon_ros.geometry import pointmap, se3
+from recon_ros.geometry.camera import Camera
 
 MAX_CORRESPONDENCE = 0.1
 """Distance beyond which two surface points are not the same place, metres."""
 MIN_INLIERS = 100
+MAX_POINTS = 12_000
+"""Pixels of a depth image a surface is made of, about."""
 RELATIVE_RESOLUTION = 0.02
 MIN_RESOLUTION = 1e-3
 GICP_SIGMA = np.sqrt(2e-3)
@@ -56,6 +59,11 @@ class Surface:
             points, downsampling_resolution=resolution, num_neighbors=12, num_threads=1
         )
         return Surface(cloud, tree) if cloud.size() >= MIN_INLIERS else None
+
+    @staticmethod
+    def of_depth(depth: NDArray[np.float32], camera: Camera) -> Surface | None:
+        """The surface of an (H, W) depth image, metres, smoothed by `pointmap.smoothed_depth`; None as in `of`."""
+        return Surface.of(pointmap.strided(pointmap.from_depth(depth, camera), MAX_POINTS))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,6 @@ from recon_ros.geometry.surface import Surface
 
 SURFACES = 24
 """Surfaces kept ready for registration; they can always be made again from a keyframe's points."""
-SURFACE_POINTS = 12_000
 MAX_DEPTH_RATIO = 1.6
 
 
@@ -154,4 +153,4 @@ def _median_depth(keyframe: Keyframe) -> float:
 
 def _surface(keyframe: Keyframe) -> Surface | None:
     depth = pointmap.smoothed_depth(keyframe.points[..., 2].astype(np.float32))
-    return Surface.of(pointmap.strided(pointmap.from_depth(depth, keyframe.camera), SURFACE_POINTS))
+    return Surface.of_depth(depth, keyframe.camera)

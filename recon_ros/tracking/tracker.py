@@ -175,7 +175,7 @@ class Tracker:
         if len(pairs) < self.config.min_inliers:
             return None
         points = se3.transform(T_world_features, features.points[pairs[:, 0]].astype(np.float64))
-        return self._solve(view, points, pairs[:, 1])
+        return self._ransac(view, _observations(view, points, pairs[:, 1]))
 
     def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
         """Look for the keyframes' points where the predicted pose puts them, then PnP."""
@@ -183,9 +183,6 @@ class Tracker:
             view, store, self._references(view, store, T_world_camera)[0], T_world_camera, PRIOR_RADIUS
         )
         return self._ransac(view, observations)
-
-    def _solve(self, view: View, points: Matrix, feature: NDArray[np.int64]) -> _Start | None:
-        return self._ransac(view, _observations(view, points, feature))
 
     def _ransac(self, view: View, observations: Observations) -> _Start | None:
         if len(observations) < self.config.min_inliers:

@@ -14,7 +14,6 @@ from recon_ros.geometry import pointmap
 from recon_ros.geometry.features import Detector, Features
 from recon_ros.geometry.surface import Surface
 
-SURFACE_POINTS = 12_000
 OVERLAP_POINTS = 400
 
 
@@ -65,4 +64,4 @@ class View:
     @cached_property
     def surface(self) -> Surface | None:
         """The depth surface for registration; None when there are too few points."""
-        return Surface.of(pointmap.strided(pointmap.from_depth(self.depth, self.camera), SURFACE_POINTS))
+        return Surface.of_depth(self.depth, self.camera)
