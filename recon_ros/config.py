@@ -142,6 +142,24 @@ class MapConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """How a network is executed."""
+
+    build: bool = option(
+        False,
+        "Build what the wanted runtime lacks (ONNX graphs, engine) in a process of its own; until it is ready, another "
+        "runtime serves (runtime auto), or frames are skipped and counted",
+    )
+    torch_mode: str = option(
+        "eager",
+        "How PyTorch runs a network: as written, compiled, or as CUDA graphs (on a GPU)",
+        choices=("eager", "compile", "graphs"),
+    )
+    threads: int = option(0, "Threads of a network on the CPU; 0 takes the library's choice", range=(0, 1024))
+    cache: str = option("", "Folder of ONNX graphs and engines; empty takes the user's cache")
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything the core needs to know."""
 
@@ -156,6 +174,17 @@ class Config:
         "How the state of a CUT3R takes a frame in: replaced (overwrite, as published), or filtered per token",
         choices=("overwrite", "ttt3r", "filt3r"),
     )
+    runtime: str = option(
+        "auto",
+        "Who executes a network; auto takes the fastest that is ready on this machine, and says why",
+        choices=("auto", "torch", "openvino", "tensorrt", "tensorrt_rtx"),
+    )
+    precision: str = option(
+        "auto",
+        "Arithmetic of a network; auto takes the fastest that the runtime has here and that passes its self-check",
+        choices=("auto", "fp32", "fp16", "bf16", "int8"),
+    )
+    engine: EngineConfig = field(default_factory=EngineConfig)
     input: InputConfig = field(default_factory=InputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)

@@ -25,9 +25,11 @@ print("\n".join(line for line in lines if not line.strip().startswith("#")))
 PYTHON
 }
 
-# One setuptools in all locks: colcon's.
-{ ranges options install_requires; echo 'setuptools<80'; } | compile core "$@"
+# One setuptools in all locks: colcon's; and a numpy that NNCF takes.
+{ ranges options install_requires; echo 'setuptools<80'; echo 'numpy<2.5'; } | compile core "$@"
 ranges options.extras_require ros | compile ros --constraint requirements/core.txt "$@"
 ranges options.extras_require dev | compile dev --constraint requirements/core.txt \
   --constraint requirements/ros.txt "$@"
+{ ranges options.extras_require export; ranges options.extras_require rtx; } | compile engines \
+  --constraint requirements/core.txt "$@"
 wc -l requirements/*.txt

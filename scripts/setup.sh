@@ -172,7 +172,10 @@ torch_packages() {
   # On most machines PyPI's PyTorch brings gigabytes of CUDA, which nobody should get without asking.
   if [ -n "${RECON_TORCH:-}${CI:-}" ]; then
     logged "$VENV/bin/python" -m pip install --quiet -r requirements/torch.txt || fail "pip failed on PyTorch, see $LOG"
-    say "torch: installed, done after $((SECONDS - begin)) s"
+    # Networks to ONNX graphs, and TensorRT-RTX, which builds engines without a GPU.
+    logged "${pip[@]}" --no-deps --require-hashes -r requirements/engines.txt \
+      || fail "pip failed on requirements/engines.txt, see $LOG"
+    say "torch, ONNX, TensorRT-RTX: installed, done after $((SECONDS - begin)) s"
   else
     say "torch: left out; RECON_TORCH=1 make setup installs it for the learned networks and their tests"
   fi
@@ -195,7 +198,7 @@ tf2_messages() {
 
 check() {
   local module
-  for module in numpy cv2 open3d small_gicp rosbags rclpy recon_ros; do
+  for module in numpy cv2 open3d small_gicp openvino rosbags rclpy recon_ros; do
     [ "$module" = rclpy ] && [ "$ros" = wheels ] && [ "$(uname -m)" != x86_64 ] && continue
     "$VENV/bin/python" -c "import $module" 2>> "$LOG" || note "import $module fails: $(tail -n 1 "$LOG")"
   done

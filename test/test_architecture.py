@@ -242,7 +242,21 @@ def test_allowed_imports_pass(module: str, source: str) -> None:
 # Import name → name of the distribution, where they differ.
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "open3d": "open3d-cpu", "yaml": "pyyaml"}
 # Not in setup.cfg: installed with ROS, with JetPack, or by hand; imported where used, with a clear error.
-OPTIONAL = {"tensorrt", "tensorrt_rtx", "onnx", "onnxruntime", "pynvml", "rerun", "safetensors", "gtsam"}
+OPTIONAL = {
+    "cuda",
+    "gtsam",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "pynvml",
+    "rerun",
+    "safetensors",
+    "tensorrt",
+    "tensorrt_bindings",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+}
 
 
 def declared() -> set[str]:
@@ -275,7 +289,17 @@ def test_undeclared_is_reported() -> None:
 
 
 # Loaded where they are used, not by `import recon_ros` (a robot may lack them) nor by `recon --help` (slow).
-FRAMEWORKS = {"rclpy", "torch", "tensorrt", "onnxruntime"}
+FRAMEWORKS = {
+    "rclpy",
+    "torch",
+    "tensorrt",
+    "tensorrt_rtx",
+    "tensorrt_rtx_bindings",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+}
 SLOW = FRAMEWORKS | {"open3d", "matplotlib", "evo"}
 
 

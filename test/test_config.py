@@ -160,7 +160,7 @@ def test_text_of_a_truth_value(text: str, expected: bool) -> None:
         ({"memory.max_keyframe": 5}, "unknown option 'memory.max_keyframe'; did you mean 'memory.max_keyframes'?"),
         ({"max_keyframes": 5}, "unknown option 'max_keyframes'; did you mean 'memory.max_keyframes'?"),
         ({"memory": 5}, "unknown option 'memory'; "),
-        ({"qqqq": 1}, "unknown option 'qqqq'; known: input.depth_scale, "),
+        ({"qqqq": 1}, "unknown option 'qqqq'; known: engine.build, "),
         ({"input.max_size": 320.5}, "option 'input.max_size' is 320.5; it must be of type int"),
         ({"input.max_size": "big"}, "option 'input.max_size' is 'big'; it must be of type int"),
         ({"input.max_size": True}, "option 'input.max_size' is True; it must be of type int"),

@@ -188,7 +188,7 @@ def test_no_file_of_its_own_machine() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("lock", ["core", "ros", "dev"])
+@pytest.mark.parametrize("lock", ["core", "ros", "dev", "engines"])
 def test_locks_are_exact_and_hashed(lock: str) -> None:
     text = (ROOT / "requirements" / f"{lock}.txt").read_text(encoding="utf-8").replace("\\\n", " ")
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#")]
@@ -204,6 +204,7 @@ def test_locks_cover_setup_cfg(config: configparser.ConfigParser) -> None:
         "core": config["options"]["install_requires"],
         "ros": config["options.extras_require"]["ros"],
         "dev": config["options.extras_require"]["dev"],
+        "engines": config["options.extras_require"]["export"] + config["options.extras_require"]["rtx"],
     }
 
     def normal(name: str) -> str:
