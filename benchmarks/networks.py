@@ -16,16 +16,18 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks import readme
 from benchmarks.machine import Machine
+from recon_ros.runtimes.step import StepRuntime
 
 OFFICIAL = {(512, 384): (10.6, 17.8, 3.9), (224, 224): (3.6, 6.6, 3.5)}
 """Size → wall seconds, CPU-seconds and peak GiB a frame of the published CUT3R-512-dpt."""
-MODES = {"self points and pose": ("self", "pose"), "everything": ("self", "pose", "cross", "rgb")}
 
 
 @dataclass(frozen=True)
@@ -37,36 +39,66 @@ class Timing:
     cpu: list[float]
 
 
-def measure(width: int, height: int, steps: int, threads: int) -> list[Timing]:
+def measure(width: int, height: int, steps: int, threads: int, model: str = "cut3r_512_dpt") -> list[Timing]:
     """Time both modes in turns, the first round unmeasured."""
     import torch
 
-    from recon_ros.networks.card import ModelCard
-    from recon_ros.networks.cut3r import Cut3r, Cut3rConfig
-    from recon_ros.networks.cut3r_step import Cut3rStep
-    from recon_ros.networks.recipe import draw
+    from recon_ros.networks.graphs import build_graphs
+    from recon_ros.runtimes.families import make_step
+    from recon_ros.runtimes.torch_executor import TorchExecutor
+    from recon_ros.runtimes.torch_network import open_network
 
     torch.set_num_threads(threads)
-    with torch.device("meta"):
-        network = Cut3r(Cut3rConfig.dpt_512())
-    network = network.to_empty(device="cpu")
-    with torch.no_grad():
-        for key, tensor in network.state_dict().items():
-            tensor.copy_(torch.from_numpy(draw(key, tensor.shape, seed=0)))
-    card = ModelCard(name="cut3r_512_dpt, drawn weights", family="cut3r", multiple=16, unbounded_confidence=True)
-    sources = {mode: Cut3rStep(network, card, wanted=wanted) for mode, wanted in MODES.items()}
-    memories = {mode: source.initial_memory() for mode, source in sources.items()}
-    timings = {mode: Timing(mode, [], []) for mode in MODES}
+    opened = open_network(model, seeded=True)
+    source = make_step(TorchExecutor(build_graphs(opened.network, opened.card, width, height)), opened.card)
+    modes: dict[str, StepLoop | NetworkLoop] = {
+        "self points and pose": StepLoop(source),
+        "everything": NetworkLoop(opened.network),
+    }
+    timings = {mode: Timing(mode, [], []) for mode in modes}
     rng = np.random.default_rng(0)
     for step in range(steps + 1):
         image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        for mode, source in sources.items():
+        for mode, loop in modes.items():
             wall, cpu = time.perf_counter(), time.process_time()
-            memories[mode], _ = source.step(memories[mode], image, None)
+            loop.take_in(image)
             if step > 0:
                 timings[mode].wall.append(time.perf_counter() - wall)
                 timings[mode].cpu.append(time.process_time() - cpu)
     return list(timings.values())
+
+
+class StepLoop:
+    """The step as the node runs it."""
+
+    def __init__(self, source: StepRuntime) -> None:
+        self.source, self.memory = source, source.initial_memory()
+
+    def take_in(self, image: NDArray[np.uint8]) -> None:
+        self.memory, _ = self.source.step(self.memory, image, None)
+
+
+class NetworkLoop:
+    """The network by itself, with all that it can say: as the published code runs it, with our update rule."""
+
+    def __init__(self, network: Any) -> None:
+        from recon_ros.networks.update_rules import Filt3r
+
+        self.network, self.rule = network, Filt3r()
+        self.memory = network.initial_memory(1, self.rule)
+
+    def take_in(self, image: NDArray[np.uint8]) -> None:
+        import torch
+
+        from recon_ros.networks.cut3r import View
+        from recon_ros.networks.cut3r_heads import OUTPUTS
+        from recon_ros.networks.patches import image_tensor
+
+        with torch.inference_mode():
+            view, memory = View(image_tensor(image, 16)), self.memory
+            feature, grid = self.network.encode(view, mask_image=False, mask_rays=False)
+            decoded = self.network.decode(feature, grid, memory.state, memory.pose_memory, memory.is_first, OUTPUTS)
+            self.memory = self.network.advance(memory, decoded, view, self.rule)
 
 
 def rows(size: tuple[int, int], timings: Sequence[Timing], peak_gib: float) -> list[list[str]]:

@@ -3,6 +3,7 @@
 
     ros2 launch recon_ros recon.launch.py image_topic:=/camera/image_raw rviz:=true
     ros2 launch recon_ros recon.launch.py bag:=office/ rviz:=true
+    ros2 launch recon_ros recon.launch.py build_only:=true params_file:=my_network.yaml
     ros2 launch recon_ros recon.launch.py --show-args
 
 The node configures and activates itself (autostart); with autostart:=false a lifecycle manager does. For Humble
@@ -74,6 +75,12 @@ ARGUMENTS = [
         default_value="true",
         choices=BOOLEAN,
         description="Configure and activate at once; false leaves that to a lifecycle manager",
+    ),
+    DeclareLaunchArgument(
+        "build_only",
+        default_value="false",
+        choices=BOOLEAN,
+        description="Build the engines that the source lacks, for images of engine.size, and end",
     ),
     DeclareLaunchArgument("map_frame", default_value="map", description="Frame of the map"),
     DeclareLaunchArgument("odom_frame", default_value="odom", description="Frame of the odometry"),
@@ -148,6 +155,7 @@ def start_node(context):
             value("params_file"),
             parameter("use_sim_time", bool),
             parameter("autostart", bool),
+            parameter("build_only", bool),
             parameter("map_frame", str),
             parameter("odom_frame", str),
             parameter("base_frame", str),

@@ -121,6 +121,30 @@ class MemoryConfig:
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    """When a place is recognised as one seen before."""
+
+    enabled: bool = option(True, "Look for earlier keyframes of the place in view whenever a keyframe is made")
+    candidates: int = option(
+        5, "Earlier keyframes verified for a new one: those that look most alike", range=(1, 100), dynamic=True
+    )
+    min_inliers: int = option(
+        20, "Points two keyframes must have in common, found in both directions", range=(10, 1000), dynamic=True
+    )
+    exclusion: int = option(
+        10,
+        "This many keyframes before a new one are not asked, because tracking has connected them already",
+        range=(1, 10000),
+    )
+    max_drift: float = option(
+        0.1,
+        "A loop that would move the new keyframe by more than this share of the way in between is not believed",
+        range=(0.001, 1.0),
+        dynamic=True,
+    )
+
+
+@dataclass(frozen=True)
 class MapConfig:
     """How the world cloud is derived from the keyframes."""
 
@@ -156,6 +180,10 @@ class EngineConfig:
         choices=("eager", "compile", "graphs"),
     )
     threads: int = option(0, "Threads of a network on the CPU; 0 takes the library's choice", range=(0, 1024))
+    size: str = option(
+        "",
+        "Height x width of the camera's image, as 480x640, that build_only builds for; empty takes the network's own",
+    )
     cache: str = option("", "Folder of ONNX graphs and engines; empty takes the user's cache")
 
 
@@ -188,6 +216,7 @@ class Config:
     input: InputConfig = field(default_factory=InputConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
+    loops: LoopConfig = field(default_factory=LoopConfig)
     map: MapConfig = field(default_factory=MapConfig)
 
 
@@ -196,6 +225,9 @@ class NodeConfig:
     """Everything only the ROS node needs to know."""
 
     autostart: bool = option(True, "Configure and activate without a lifecycle manager")
+    build_only: bool = option(
+        False, "Build what the runtime of the source lacks, for images of engine.size, and end: exit code 0, or 1"
+    )
     map_frame: str = option("map", "Frame the map and ~/pose are in")
     odom_frame: str = option("odom", "Frame ~/odometry is in")
     base_frame: str = option(

@@ -23,6 +23,7 @@ from recon_ros.mapping.fusion import VoxelMap
 from recon_ros.mapping.trajectory import TrajectoryLog
 from recon_ros.memory.selection import is_keyframe
 from recon_ros.memory.store import KeyframeStore
+from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes import make_source
 from recon_ros.runtimes.step import StepRuntime
 from recon_ros.tracking.tracker import Track, Tracker
@@ -34,6 +35,12 @@ measured on recordings, real errors are about five times the formal ones."""
 
 MIN_SIZE = 32
 """Shorter side of an image in which keypoints can be found, pixels."""
+
+
+def grid_for(config: Config, card: ModelCard, width: int, height: int) -> Grid:
+    """The pixel grid that a source processes images of this size on."""
+    largest = config.input.max_size
+    return Grid.fit(width, height, min(largest, card.max_size or largest), card.multiple)
 
 
 class Reconstructor:
@@ -135,8 +142,7 @@ class Reconstructor:
 
     def grid(self, width: int, height: int) -> Grid:
         """The pixel grid that images of this size are processed on, with the way there and back."""
-        largest, card = self.config.input.max_size, self.source.card
-        return Grid.fit(width, height, min(largest, card.max_size or largest), card.multiple)
+        return grid_for(self.config, self.source.card, width, height)
 
     def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera | None, NDArray[np.float32] | None]:
         """Image, camera and depth undistorted and on the source's grid."""

@@ -22,7 +22,7 @@ PRESETS = [path for path in LAUNCH_FILES if path.name != "recon.launch.py"]
 # The project's canon of names, after nav2, rtabmap and kiss-icp.
 ARGUMENTS = {
     *("image_topic", "camera_info_topic", "depth_topic", "odom_topic", "image_transport", "depth_transport"),
-    *("params_file", "namespace", "namespace_tf", "use_sim_time", "autostart", "log_level"),
+    *("params_file", "namespace", "namespace_tf", "use_sim_time", "autostart", "build_only", "log_level"),
     *("map_frame", "odom_frame", "base_frame", "publish_tf", "odom_source"),
     *("bag", "rate", "loop", "rviz", "rviz_config", "foxglove"),
 }

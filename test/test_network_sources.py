@@ -133,14 +133,15 @@ def test_the_map_has_the_networks_unit() -> None:
 
 @needs_torch
 def test_random_weights_run_through_every_stage() -> None:
-    r = Reconstructor(updated(Config(), {"source": "random-small"}))
-    assert "random weights" in r.source.card.name and r.source.runtime == "torch"
+    config = updated(Config(), {"source": "random-small", "runtime": "torch"})
+    r = Reconstructor(config)
+    assert "random weights" in r.source.card.name
     camera = Camera.from_focal(128, 128, 110.0)
     small = [replace(f, image=f.image[:128, :128].copy(), camera=camera) for f in map(frame, range(4))]
     updates = [r.process(f) for f in small]
-    assert updates[0].image.shape[:2] == (128, 128)
+    assert updates[0].image.shape[:2] == (128, 128) and r.source.runtime == "torch fp32"
     assert all(np.isfinite(u.T_world_camera).all() for u in updates if u.T_world_camera is not None)
-    again = Reconstructor(updated(Config(), {"source": "random-small"}))
+    again = Reconstructor(config)
     for a, b in zip(updates, [again.process(f) for f in small], strict=True):
         np.testing.assert_array_equal(a.prediction.points_self, b.prediction.points_self)
 
@@ -165,7 +166,7 @@ def test_the_update_rule_is_the_one_asked_for() -> None:
         memory = source.initial_memory()
         for shift in range(3):
             memory, _ = source.step(memory, np.roll(image, 16 * shift, axis=1), None)
-        states.append(memory["state"].numpy())
+        states.append(source.save_memory(memory)["state"])
     assert not np.allclose(states[0], states[1]) and not np.allclose(states[0], states[2])
     assert not np.allclose(states[1], states[2])
 
@@ -194,10 +195,10 @@ def test_recon_run_takes_images_only(tmp_path: Path) -> None:
         entries.append(("/camera/image_raw", stamp, mf.image(image, "rgb8", stamp_ns=stamp)))
         entries.append(("/camera/camera_info", stamp, mf.camera_info(320, 240, 260.0, stamp_ns=stamp)))
     bag = mf.write_bag(tmp_path / "bag", entries)
-    recon("run", bag, "--out", tmp_path / "out", "--source", "random-small")
+    recon("run", bag, "--out", tmp_path / "out", "--source", "random-small", "--set", "runtime=torch")
     report = report_of(tmp_path / "out")
     assert report["processed"] == 4 and report["metric_scale"] is False
-    assert report["source"] == "random-small" and report["runtime"] == "torch"
+    assert report["source"] == "random-small" and report["runtime"] == "torch fp32"
 
 
 def test_recon_run_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

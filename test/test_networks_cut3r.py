@@ -20,8 +20,11 @@ from recon_ros.networks import blocks, cut3r, cut3r_heads, cut3r_rays, cut3r_sta
 from recon_ros.networks.card import ModelCard  # noqa: E402
 from recon_ros.networks.cut3r import Cut3r, Cut3rConfig, View  # noqa: E402
 from recon_ros.networks.cut3r_heads import NAMES, decode_pose  # noqa: E402
-from recon_ros.networks.cut3r_step import Cut3rStep, pose_matrix  # noqa: E402
+from recon_ros.networks.graphs import GraphOptions, build_graphs  # noqa: E402
+from recon_ros.networks.precision import prepare  # noqa: E402
 from recon_ros.networks.update_rules import Filt3r, Overwrite, Ttt3r, UpdateRule  # noqa: E402
+from recon_ros.runtimes.families.cut3r import Cut3rStep, pose_matrix  # noqa: E402
+from recon_ros.runtimes.torch_executor import TorchExecutor  # noqa: E402
 
 FIXTURES = Path(__file__).resolve().parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(
@@ -386,8 +389,13 @@ def pictures(count: int, height: int = 32, width: int = 48) -> list[np.ndarray]:
     return [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
 
 
-def stream(network: Cut3r, rule: UpdateRule | None = None, wanted: tuple[str, ...] = ("self", "pose")) -> Cut3rStep:
-    return Cut3rStep(network, ModelCard("small", "cut3r", multiple=16, is_metric=True), rule, wanted)
+CARD = ModelCard("small", "cut3r", multiple=16, is_metric=True)
+
+
+def stream(network: Cut3r, rule: UpdateRule | None = None, outputs: tuple[str, ...] = ()) -> Cut3rStep:
+    """As a step for `pictures`, executed by PyTorch."""
+    options = GraphOptions((rule or Filt3r()).name, outputs)
+    return Cut3rStep(TorchExecutor(build_graphs(network, CARD, 48, 32, options)), CARD)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -435,30 +443,35 @@ def test_state_grid(tokens: int, width: int) -> None:
 @pytest.mark.parametrize("rule", [Overwrite(), Ttt3r(), Filt3r()], ids=lambda rule: rule.name)
 def test_stream_equals_sequence(rule: UpdateRule) -> None:
     network, images = seeded("linear"), pictures(4)
-    source = stream(network, rule, ("self", "cross", "pose"))
+    source = stream(network, rule, ("points_memory",))
     memory = source.initial_memory()
-    shapes = {name: value.shape for name, value in memory.items()}
     tensors = [torch.from_numpy(image).permute(2, 0, 1)[None] / 127.5 - 1 for image in images]
-    for image, (outputs, after) in zip(images, network.forward([View(t) for t in tensors], rule), strict=True):
+    results = network.forward([View(t) for t in tensors], rule)
+    for image, tensor, (outputs, after) in zip(images, tensors, results, strict=True):
         memory, prediction = source.step(memory, image, None)
-        assert {name: value.shape for name, value in memory.items()} == shapes
-        torch.testing.assert_close(memory["state"], after.state)
-        torch.testing.assert_close(memory["pose_memory"], after.pose_memory)
+        saved = source.save_memory(memory)
+        np.testing.assert_allclose(saved["state"], after.state, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saved["pose_memory"], after.pose_memory, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(prediction.points_self, outputs["pts3d_in_self_view"][0], rtol=1e-4, atol=1e-5)
-        assert prediction.points_memory is not None and prediction.points_memory.shape == (32, 48, 3)
+        assert prediction.points_memory is not None
+        np.testing.assert_allclose(prediction.points_memory, outputs["pts3d_in_other_view"][0], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(prediction.confidence, outputs["conf_self"][0], rtol=1e-4)
         assert prediction.confidence.shape == (32, 48) and prediction.confidence.min() > 1
         assert se3.is_valid(prediction.T_memory_camera) and prediction.is_metric
+        feature = network.encode_image(tensor)
+        assert prediction.descriptor is not None
+        np.testing.assert_allclose(prediction.descriptor, feature.mean(dim=1)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_stream_can_go_back() -> None:
     """The memory is the caller's: kept, it gives the same step again; nothing hides in the source."""
     source, images = stream(seeded("linear")), pictures(3)
     memory, _ = source.step(source.initial_memory(), images[0], None)
-    copy = {name: value.clone() for name, value in memory.items()}
+    saved = source.save_memory(memory)
     again, first = source.step(memory, images[1], None)
     source.step(again, images[2], None)
-    assert all(torch.equal(memory[name], copy[name]) for name in copy)
-    _, second = source.step(copy, images[1], None)
+    assert all(np.array_equal(array, saved[name]) for name, array in source.save_memory(memory).items())
+    _, second = source.step(memory, images[1], None)
     np.testing.assert_array_equal(first.points_self, second.points_self)
     np.testing.assert_array_equal(first.T_memory_camera, second.T_memory_camera)
 
@@ -466,24 +479,27 @@ def test_stream_can_go_back() -> None:
 def test_stream_in_half_precision() -> None:
     """The memory stays in float32, and the answer near that of float32."""
     image = pictures(1)[0]
-    source, half = stream(seeded("linear")), stream(seeded("linear").to(torch.bfloat16))
+    source, half = stream(seeded("linear")), stream(prepare(seeded("linear"), "bf16"))
     _, wanted = source.step(source.initial_memory(), image, None)
     memory, found = half.step(half.initial_memory(), image, None)
-    assert {value.dtype for value in memory.values()} == {torch.float32, torch.bool}
+    saved = half.save_memory(memory)
+    assert {saved[name].dtype for name in half.executor.plan.memory} == {np.dtype(np.float32)}
     assert found.points_self.dtype == found.confidence.dtype == np.float32
+    assert not np.array_equal(found.confidence, wanted.confidence)
     assert np.median(np.abs(found.confidence - wanted.confidence) / wanted.confidence) < 0.05
 
 
 def test_stream_refuses_a_wrong_size() -> None:
     source = stream(seeded("linear"))
-    with pytest.raises(InputError, match="50x32; its sides") as error:
-        source.step(source.initial_memory(), np.zeros((32, 50, 3), np.uint8), None)
+    with pytest.raises(InputError, match="image is 64x32, not of the first one's size 48x32") as error:
+        source.step(source.initial_memory(), np.zeros((32, 64, 3), np.uint8), None)
     assert error.value.reason == "image_size"
 
 
 def test_stream_refuses_to_spoil_its_state() -> None:
-    source = stream(seeded("linear"))
-    source.network.decoder_embed.weight.data[0, 0] = float("nan")
+    network = seeded("linear")
+    source = stream(network)
+    network.decoder_embed.weight.data[0, 0] = float("nan")
     with pytest.raises(InputError, match="not finite") as error:
         source.step(source.initial_memory(), pictures(1)[0], None)
     assert error.value.reason == "network_output"
@@ -500,29 +516,17 @@ def test_filt3r_starts_anew_after_a_reset() -> None:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-class Engine(torch.nn.Module):
-    """A step as it is exported: encode, decode; the update rule stays outside."""
-
-    def __init__(self, network: Cut3r) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, image: torch.Tensor, state: torch.Tensor, pose_memory: torch.Tensor, is_first: torch.Tensor
-    ) -> cut3r.Decoded:
-        feature, grid = self.network.encode(View(image), mask_image=False, mask_rays=False)
-        return self.network.decode(feature, grid, state, pose_memory, is_first, ("self", "pose"))
-
-
 def test_a_step_can_be_exported() -> None:
     """One static graph serves the first frame and all later ones."""
-    network = seeded("dpt")
-    memory = network.initial_memory(1)
-    engine, image = Engine(network), torch.rand(1, 3, 32, 48) * 2 - 1
-    exported = torch.export.export(engine, (image, memory.state, memory.pose_memory, memory.is_first)).module()
-    for is_first in (True, False):
-        inputs = (image, memory.state, memory.pose_memory, torch.tensor([is_first]))
-        torch.testing.assert_close(exported(*inputs), engine(*inputs))
+    graphs = build_graphs(seeded("linear"), CARD, 48, 32)
+    graph, given = graphs.modules["step"], {name: torch.from_numpy(array) for name, array in graphs.initial.items()}
+    exported = None
+    for image in pictures(2):
+        arguments = (torch.from_numpy(image), *given.values())
+        exported = exported or torch.export.export(graph, arguments).module()
+        outputs = dict(zip(graph.outputs, graph(*arguments), strict=True))
+        torch.testing.assert_close(exported(*arguments), tuple(outputs.values()))
+        given = {name: outputs[f"{name}.next"] for name in given}
 
 
 def test_a_step_stays_on_its_device() -> None:

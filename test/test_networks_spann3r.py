@@ -18,17 +18,15 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from recon_ros.errors import InputError, NetworkError  # noqa: E402
-from recon_ros.geometry import se3  # noqa: E402
-from recon_ros.geometry.camera import Camera  # noqa: E402
+from recon_ros.errors import NetworkError  # noqa: E402
 from recon_ros.networks import spann3r_memory  # noqa: E402
 from recon_ros.networks.card import ModelCard  # noqa: E402
 from recon_ros.networks.dust3r import Dust3rConfig  # noqa: E402
-from recon_ros.networks.heads import Pointmap  # noqa: E402
-from recon_ros.networks.spann3r import Spann3r, Spann3rConfig, Spann3rOutput, Spann3rState  # noqa: E402
+from recon_ros.networks.graphs import build_graphs  # noqa: E402
+from recon_ros.networks.spann3r import Spann3r, Spann3rConfig, Spann3rState  # noqa: E402
 from recon_ros.networks.spann3r_memory import EMPTY, MemoryRules, SpatialMemory  # noqa: E402
 from recon_ros.networks.spann3r_sequence import Spann3rSequence, offline, online  # noqa: E402
-from recon_ros.networks.spann3r_step import Spann3rStep, find_pose  # noqa: E402
+from recon_ros.runtimes.torch_executor import TorchExecutor  # noqa: E402
 
 FIXTURES = Path(__file__).parents[2] / "shared" / "fixtures"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.exists(), reason="needs ../shared/fixtures")
@@ -52,7 +50,7 @@ SIZES = Spann3rConfig(
     value_heads=4,
 )
 PATCHES = 12  # of an image of 48×64
-CARD = ModelCard(name="spann3r-test", family="spann3r", unbounded_confidence=True)
+CARD = ModelCard(name="spann3r-test", family="spann3r", multiple=16, unbounded_confidence=True)
 
 
 @cache
@@ -475,69 +473,24 @@ def test_the_memory_is_one_static_graph_before_during_and_after_pruning() -> Non
     assert 0 not in memory.frame_ids and 8 in memory.frame_ids
 
 
-def seen_scene(camera: Camera, T_world_camera: np.ndarray) -> np.ndarray:
-    """(H, W, 3) float32 world points that a camera sees of a wavy surface in front of it."""
-    u, v = np.meshgrid(np.arange(camera.width), np.arange(camera.height))
-    depth = 2 + 0.3 * np.sin(u / 7) + 0.3 * np.cos(v / 5)
-    return se3.transform(T_world_camera, (camera.rays() * depth[..., None])).astype(np.float32)
+def test_the_graphs_of_a_step_equal_the_network() -> None:
+    """Before, during and after pruning; what is kept on the way is the network's state."""
+    network = build(MemoryRules(long_tokens=20, work_frames=1, similarity_threshold=2.0), weights=False)
+    images = [rng.integers(0, 256, (48, 64, 3), dtype=np.uint8) for rng in [np.random.default_rng(2)] for _ in range(6)]
+    executor = TorchExecutor(build_graphs(network, CARD, 64, 48))
+    memory, state, used = executor.initial(), network.initial_state(48, 64), []
+    for image in images:
+        with torch.inference_mode():
+            state, wanted = network(state, (torch.from_numpy(image).float() / 127.5 - 1).permute(2, 0, 1)[None])
+        memory, outputs = executor.step(memory, image)
+        np.testing.assert_array_equal(outputs["points"], wanted.current.points[0])
+        np.testing.assert_array_equal(outputs["confidence"], wanted.current.confidence[0])
+        for name, array in executor.read(memory).items():
+            np.testing.assert_array_equal(array, state.state_dict()[name], err_msg=name)
+        used.append(int(state.memory.used))
+    assert np.diff(used).min() < 0, "a pruning took place"
 
 
-def test_the_pose_is_where_the_points_are_seen_from() -> None:
-    camera = Camera.from_focal(64, 48, 60.0)
-    T = se3.exp(np.array([0.3, -0.2, 0.1, 0.05, -0.1, 0.2]))
-    points, confidence = seen_scene(camera, T), np.full((48, 64), 5, np.float32)
-    # Half of the image tells of another pose, and the network is not sure of it.
-    points[:24] = seen_scene(camera, np.eye(4))[:24]
-    confidence[:24] = 1.5
-    np.testing.assert_allclose(find_pose(points, confidence, camera), T, atol=1e-3)
-    with pytest.raises(InputError, match="focal length") as raised:
-        find_pose(np.zeros((48, 64, 3), np.float32), confidence, camera)
-    assert raised.value.reason == "pose"
-
-
-class SeeingNetwork(Spann3r):
-    """A network that sees the scene of `seen_scene` from the next of some poses, whatever the image."""
-
-    def __init__(self, camera: Camera, poses: list[np.ndarray]) -> None:
-        super().__init__(Spann3rConfig(SIZES.dust3r, 1, 4, MemoryRules(long_tokens=0, work_frames=1)))
-        self.camera, self.poses = camera, poses
-
-    def forward(self, state: Spann3rState, images: Any) -> tuple[Spann3rState, Spann3rOutput]:
-        points = torch.from_numpy(seen_scene(self.camera, self.poses[int(state.frames)]))[None]
-        pointmap = Pointmap(points, torch.full(points.shape[:3], 3.0))
-        state = state._replace(frames=state.frames + 1)
-        return state, Spann3rOutput(pointmap, pointmap, state.feature, torch.tensor(-1.0))
-
-
-@pytest.mark.parametrize("calibrated", [True, False])
-def test_a_stream_gives_each_image_points_and_pose(calibrated: bool) -> None:
-    camera = Camera.from_focal(64, 48, 60.0)
-    poses = [np.eye(4), se3.exp(np.array([0.1, 0, 0, 0, 0.05, 0])), se3.exp(np.array([0.2, 0.1, 0, 0, 0.1, 0]))]
-    source = Spann3rStep(SeeingNetwork(camera, poses), CARD)
-    memory, image = source.initial_memory(), np.zeros((48, 64, 3), np.uint8)
-    for T in poses:
-        memory, prediction = source.step(memory, image, camera if calibrated else None)
-        assert prediction.T_memory_camera is not None
-        np.testing.assert_allclose(prediction.T_memory_camera, T, atol=2e-3)
-        np.testing.assert_allclose(prediction.points_self, seen_scene(camera, np.eye(4)), atol=1e-2)
-        np.testing.assert_allclose(prediction.points_memory, seen_scene(camera, T), atol=1e-5)
-        assert prediction.confidence.shape == (48, 64) and not prediction.is_metric
-    assert float(memory["focal"]) == pytest.approx(60.0, rel=0.01)
-
-
-def test_an_unusable_image_is_told_and_changes_nothing() -> None:
-    source = Spann3rStep(build(MemoryRules(long_tokens=24, work_frames=2), weights=False), CARD)
-    camera = Camera.from_focal(64, 48, 60.0)
-    with pytest.raises(InputError, match="multiples of 16"):
-        source.step(source.initial_memory(), np.zeros((50, 64, 3), np.uint8), camera)
-    memory, _ = source.step(source.initial_memory(), np.zeros((48, 64, 3), np.uint8), camera)
-    before = {name: tensor.clone() for name, tensor in memory.items()}
-    with pytest.raises(InputError, match="not of the size") as raised:
-        source.step(memory, np.zeros((64, 48, 3), np.uint8), Camera.from_focal(48, 64, 60.0))
-    assert raised.value.reason == "image_size"
-    with torch.no_grad():
-        source.network.value_out.weight.fill_(torch.nan)
-    with pytest.raises(InputError, match="not finite"):
-        source.step(memory, np.zeros((48, 64, 3), np.uint8), camera)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in memory.items())
-    assert (memory["memory.frame_ids"] == EMPTY).all()
+def test_the_published_defects_are_no_stream() -> None:
+    with pytest.raises(NetworkError, match="faithful"):
+        build_graphs(build(MemoryRules(faithful=True), weights=False), CARD, 64, 48)

@@ -168,7 +168,7 @@ def test_status_and_diagnostics_say_how_it_goes(graph: Graph, walker: Walker) ->
     assert status["state"] == "TRACKING" and status["network"] == "depth"
     assert float(status["inference_ms"]) > 0 and status["metric_scale"] == "true"
     array = graph.process.wait(lambda: graph.received["/diagnostics"], "/diagnostics")[-1]
-    tasks = ("Input", "Tracking", "Performance", "Memory")
+    tasks = ("Input", "Tracking", "Performance", "Memory", "Engine")
     assert [s.name for s in array.status] == [f"recon: {task}" for task in tasks]
 
 

@@ -91,7 +91,7 @@ def test_missing_weights_are_one_sentence(
 def test_a_network_takes_images_only_and_is_named(start: Callable[..., Any], room: TexturedRoom) -> None:
     if importlib.util.find_spec("torch") is None:  # not imported: the node is a process of its own
         pytest.skip("needs torch")
-    graph = start({"source": "random-small", **OWN_MOUNT})
+    graph = start({"source": "random-small", "runtime": "torch", **OWN_MOUNT})
     graph.process.wait(graph.images.get_subscription_count, "subscription to the image")
     walker = Walker(graph, room)
 
@@ -103,7 +103,7 @@ def test_a_network_takes_images_only_and_is_named(start: Callable[..., Any], roo
     graph.process.wait(has_processed, "two frames through the network")
     assert graph.node.count_subscribers("/depth") == 0, "a network takes no depth"
     status = graph.status()
-    assert "random weights" in status["network"] and status["runtime"] == "torch"
+    assert "random weights" in status["network"] and status["runtime"] == "torch fp32" and status["engine"] == "ready"
     assert status["metric_scale"] == "false" and status["errors"] == "0"
 
 

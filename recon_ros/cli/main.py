@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from recon_ros.cli.engine import engine
 from recon_ros.cli.models import models
 from recon_ros.cli.spoken import spoken_errors
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models, name="models")
+app.add_typer(engine, name="engine")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from recon_ros.cli.logs import say_logs
 from recon_ros.cli.results import Middle, Results, true_frames, warn, write_results
 from recon_ros.config import Config, load_yaml, nested, updated
 from recon_ros.datasets.rosbag import BagReader
@@ -21,6 +23,8 @@ from recon_ros.evaluation.report import RunRecord, build_report
 from recon_ros.export.tum import write_tum
 from recon_ros.frame import Frame, State, Trajectory, Update
 from recon_ros.reconstructor import Reconstructor
+from recon_ros.runtimes.source import NetworkSource
+from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source
 
 
 def resolve(path: Path | None, settings: list[str], source: str | None) -> Config:
@@ -61,6 +65,7 @@ class Offline:
         self._save_depth = save_depth
         self._evaluate_map = evaluate_map
         self._console = Console(stderr=True)
+        self._settled = False
 
     def run(self) -> None:
         """Read, reconstruct, evaluate, write, show.
@@ -68,7 +73,14 @@ class Offline:
         Raises:
             ReconError: when the recording or the configuration cannot be used, or no frame could.
         """
-        self._reconstructor = Reconstructor(self._config)
+        with say_logs(self._console):
+            self._reconstructor = Reconstructor(self._config)
+            try:
+                self._run()
+            finally:
+                close_source(self._reconstructor.source)
+
+    def _run(self) -> None:
         card = self._reconstructor.source.card
         needs = {"use_depth": card.needs_depth, "require_camera": card.needs_camera}
         with BagReader(self._recording, self._topics, self._config.input, **needs) as reader:
@@ -93,10 +105,29 @@ class Offline:
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("reconstructing", total=len(reader))
             for frame in reader.frames():
+                if not self._settled:
+                    self._settle(frame, lambda words: progress.update(task, description=words))
                 self._process(frame)
                 seen = reader.counters["received_images"]
                 progress.update(task, completed=seen, description=f"{self._reconstructor.state.value:12}")
             progress.update(task, completed=reader.counters["received_images"])
+
+    def _settle(self, frame: Frame, say: Callable[[str], object]) -> None:
+        """Find out who executes the source before the first step. Offline there is time: a build is waited for, so that
+        nobody else steps in and every run is the same; and what is missing ends the run with a sentence.
+        """
+        self._settled = True
+        source = self._reconstructor.source
+        if not isinstance(source, NetworkSource):
+            return
+
+        def tell(status: RuntimeStatus) -> None:
+            if status.state == BUILDING:
+                say(f"building {status.progress:.0%}, {status.elapsed_s:.0f} s")
+
+        height, width = frame.image.shape[:2]
+        grid = self._reconstructor.grid(width, height)
+        source.prepare(grid.grid_width, grid.grid_height, tell)
 
     def _process(self, frame: Frame) -> None:
         start = time.perf_counter()

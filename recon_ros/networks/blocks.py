@@ -8,6 +8,9 @@ checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,10 +18,21 @@ from recon_ros.networks.rope import ROPE_BASE, rope_2d, rope_2d_fp16
 
 NORM_EPS = 1e-6
 
+AttentionCore = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries (B, heads, N, D), keys and values (B, heads, M, D) → softmax(q·kᵀ/√D)·v, (B, heads, N, D)."""
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm that computes in float32, whatever it is given, and returns what it was given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.weight.to(torch.float32), self.bias.to(torch.float32)
+        return F.layer_norm(x.to(torch.float32), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
 
 def layer_norm(dim: int, eps: float = NORM_EPS) -> nn.LayerNorm:
     """LayerNorm over `dim` features with the family's epsilon (PyTorch's own is 1e-5)."""
-    return nn.LayerNorm(dim, eps=eps)
+    return LayerNorm(dim, eps=eps)
 
 
 class Mlp(nn.Module):
@@ -42,13 +56,18 @@ class Attention(nn.Module):
         rope_base: base of the rotary positions.
         faithful_fp16_rope: round queries and keys to float16 around the rotation, as published CUT3R does in
             its image encoder.
+
+    `core` computes the attention itself; `precision.prepare` exchanges it.
     """
+
+    core: AttentionCore
 
     def __init__(self, dim: int, heads: int, rope_base: float = ROPE_BASE, faithful_fp16_rope: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.rope_base = rope_base
         self.faithful_fp16_rope = faithful_fp16_rope
+        self.core = F.scaled_dot_product_attention
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -59,17 +78,22 @@ class Attention(nn.Module):
         if positions is not None:
             rotate = rope_2d_fp16 if self.faithful_fp16_rope else rope_2d
             q, k = rotate(q, positions, self.rope_base), rotate(k, positions, self.rope_base)
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(attended.transpose(1, 2).flatten(2))
+        return self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of queries to a memory: (B, N, dim), (B, M, dim) → (B, N, dim)."""
+    """Multi-head attention of queries to a memory: (B, N, dim), (B, M, dim) → (B, N, dim).
+
+    `core` computes the attention itself; `precision.prepare` exchanges it.
+    """
+
+    core: AttentionCore
 
     def __init__(self, dim: int, heads: int, rope_base: float = ROPE_BASE) -> None:
         super().__init__()
         self.heads = heads
         self.rope_base = rope_base
+        self.core = F.scaled_dot_product_attention
         self.projq = nn.Linear(dim, dim)
         self.projk = nn.Linear(dim, dim)
         self.projv = nn.Linear(dim, dim)
@@ -93,10 +117,11 @@ class CrossAttention(nn.Module):
         x_positions: Tensor | None = None,
         memory_positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As `forward`, and the (B, N) mean over heads and keys of the scaled logits before the softmax."""
+        """As `forward`, and the (B, N) float32 mean over heads and keys of the scaled logits before the softmax."""
         q, k, v = self._project(x, memory, x_positions, memory_positions)
         # The mean over keys of q·k is q times the mean key: the N×M matrix is never formed.
-        logits = (q * k.mean(dim=2, keepdim=True)).sum(dim=-1).mean(dim=1) * q.shape[-1] ** -0.5
+        mean_key = k.to(torch.float32).mean(dim=2, keepdim=True)
+        logits = (q.to(torch.float32) * mean_key).sum(dim=-1).mean(dim=1) * q.shape[-1] ** -0.5
         return self._attend(q, k, v), logits
 
     def _project(
@@ -106,7 +131,7 @@ class CrossAttention(nn.Module):
         return q, k, self._split(self.projv(memory), None)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.core(q, k, v).transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor, positions: Tensor | None) -> Tensor:
         """(B, N, dim) → (B, heads, N, dim/heads), rotated when positions are given."""

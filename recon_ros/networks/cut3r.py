@@ -259,7 +259,7 @@ class Cut3r(nn.Module):
         """
         batch = feature.shape[0]
         state, pose_memory = state.to(feature.dtype), pose_memory.to(feature.dtype)
-        overview = feature.mean(dim=1, keepdim=True)
+        overview = feature.float().mean(dim=1, keepdim=True).to(feature.dtype)
         pose_token = where(
             is_first, self.pose_token.expand(batch, -1, -1), self.pose_retriever.read(pose_memory, overview)
         )

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from torch import nn
 from recon_ros.errors import NetworkError
 from recon_ros.networks.cards import NetworkCard
 from recon_ros.networks.checkpoint import load_state_dict, match
+from recon_ros.networks.recipe import Rule, draw
 
 
 def load_network(card: NetworkCard, path: Path) -> nn.Module:
@@ -33,21 +36,48 @@ def build_network(card: NetworkCard, device: torch.device | str = "cpu") -> nn.M
     Raises:
         NetworkError: the card's constructor is not one of its family.
     """
+    try:
+        return build_family(card.family, card.constructor, device)
+    except TypeError as error:
+        raise NetworkError(f"model card {card.name}: its constructor does not fit the family: {error}") from error
+
+
+def build_family(family: str, constructor: Mapping[str, Any], device: torch.device | str = "cpu") -> nn.Module:
+    """A network from the arguments of its family's configuration; those of Spann3R are DUSt3R's and its own.
+
+    Raises:
+        TypeError: they do not fit.
+    """
     from recon_ros.networks.cut3r import Cut3r, Cut3rConfig
     from recon_ros.networks.dust3r import Dust3r, Dust3rConfig
     from recon_ros.networks.mast3r import Mast3r, Mast3rConfig
     from recon_ros.networks.spann3r import Spann3r, Spann3rConfig
+    from recon_ros.networks.spann3r_memory import MemoryRules
 
-    arguments = dict(card.constructor)
-    try:
-        with torch.device(device):
-            if card.family == "dust3r":
-                return Dust3r(Dust3rConfig(**arguments))
-            if card.family == "mast3r":
-                return Mast3r(Mast3rConfig(**arguments))
-            if card.family == "cut3r":
-                return Cut3r(Cut3rConfig(**arguments))
-            value = {name: arguments.pop(name) for name in ("value_depth", "value_heads") if name in arguments}
-            return Spann3r(Spann3rConfig(Dust3rConfig(**arguments), **value))
-    except TypeError as error:
-        raise NetworkError(f"model card {card.name}: its constructor does not fit the family: {error}") from error
+    arguments = dict(constructor)
+    with torch.device(device):
+        if family == "dust3r":
+            return Dust3r(Dust3rConfig(**arguments))
+        if family == "mast3r":
+            return Mast3r(Mast3rConfig(**arguments))
+        if family == "cut3r":
+            return Cut3r(Cut3rConfig(**arguments))
+        value = {name: arguments.pop(name) for name in ("value_depth", "value_heads") if name in arguments}
+        rules = MemoryRules(**arguments.pop("rules", {}))
+        return Spann3r(Spann3rConfig(Dust3rConfig(**arguments), **value, rules=rules))
+
+
+def seeded_network(family: str, constructor: Mapping[str, Any], seed: int, rules: Sequence[Rule] = ()) -> nn.Module:
+    """A network with weights drawn by the recipe, in float32 on the CPU, for inference.
+
+    Args:
+        family, constructor: see `build_family`.
+        seed: of the weights.
+        rules: of the recipe, asked before its own.
+    """
+    network = build_family(family, constructor, "meta").to_empty(device="cpu")
+    with torch.no_grad():
+        # One tensor at a time: a full-size network is not held twice.
+        for key, tensor in network.state_dict().items():
+            tensor.copy_(torch.from_numpy(draw(key, tuple(tensor.shape), seed, rules)))
+    return network.eval().requires_grad_(False)

@@ -112,6 +112,24 @@ class Spann3rOutput(NamedTuple):
     similarity: Tensor
 
 
+class Glance(NamedTuple):
+    """What `Spann3r.look` finds out.
+
+    Attributes:
+        key: (B, P, C) under which the previous image is remembered.
+        query: (B, P, C) with which the current one will ask.
+        previous, current, feature: see `Spann3rOutput`.
+        memory: where the reading was counted.
+    """
+
+    key: Tensor
+    query: Tensor
+    previous: Pointmap
+    current: Pointmap
+    feature: Tensor
+    memory: SpatialMemory
+
+
 class Spann3r(nn.Module):
     """The network; its state dict has the official names."""
 
@@ -150,30 +168,49 @@ class Spann3r(nn.Module):
 
     def step(self, state: Spann3rState, image: Encoding) -> tuple[Spann3rState, Spann3rOutput]:
         """`forward` from encoded images."""
-        rules = self.config.rules
+        glance = self.look(state, image)
+        memory, similarity = self.keep(glance.memory, glance.key, glance.previous.points, state.frames)
+        output = Spann3rOutput(glance.previous, glance.current, glance.feature, similarity)
+        return Spann3rState(memory, image.features, glance.query, state.frames + 1), output
+
+    def look(self, state: Spann3rState, image: Encoding) -> Glance:
+        """Ask the memory for the image before, and decode it with the new one."""
         is_first, has_memory = state.frames == 0, state.frames > 1
         # The first image is paired with itself: its preview then lies in its own camera, which is the world.
         previous = torch.where(is_first, image.features, state.feature)
-        recalled, memory = spann3r_memory.read(state.memory, state.query, self.norm_q, self.norm_k, self.norm_v, rules)
-        read = torch.where(has_memory, recalled, previous)
+        recalled, memory = spann3r_memory.read(
+            state.memory, state.query, self.norm_q, self.norm_k, self.norm_v, self.config.rules
+        )
+        read = torch.where(has_memory, recalled.to(previous.dtype), previous)
         memory = select(has_memory, memory, state.memory)
 
         decoded1, decoded2 = self.dust3r.decode(read, image.positions, image.features, image.positions)
         # The key tells what was seen, not what was remembered: it is made of the feature as it was encoded.
-        key1 = self.attn_head_1(torch.cat((previous, decoded1[-1]), dim=-1))
-        key2 = self.attn_head_2(torch.cat((image.features, decoded2[-1]), dim=-1))
-        pointmap1 = self._head(1, decoded1, image.rows, image.columns)
-        pointmap2 = self._head(2, decoded2, image.rows, image.columns)
+        return Glance(
+            key=self.attn_head_1(torch.cat((previous, decoded1[-1]), dim=-1)),
+            query=self.attn_head_2(torch.cat((image.features, decoded2[-1]), dim=-1)),
+            previous=self._head(1, decoded1, image.rows, image.columns),
+            current=self._head(2, decoded2, image.rows, image.columns),
+            feature=read,
+            memory=memory,
+        )
 
-        value = self.encode_value(pointmap1.points) + key1
-        written, similarity = spann3r_memory.write(memory, key1, value, state.frames - 1, rules)
-        memory = select(is_first, state.memory, written)
-        output = Spann3rOutput(pointmap1, pointmap2, read, similarity)
-        return Spann3rState(memory, image.features, key2, state.frames + 1), output
+    def keep(self, memory: SpatialMemory, key: Tensor, points: Tensor, frames: Tensor) -> tuple[SpatialMemory, Tensor]:
+        """The memory with the image before, and that image's () similarity to it.
+
+        Args:
+            memory: as `look` left it.
+            key, points: of the image before: (B, P, C), and its final (B, H, W, 3) pointmap.
+            frames: () int64, images seen before the current one; with none there is nothing to be written.
+        """
+        value = self.encode_value(points) + key
+        written, similarity = spann3r_memory.write(memory, key, value, frames - 1, self.config.rules)
+        return select(frames == 0, memory, written), similarity
 
     def encode_value(self, points: Tensor) -> Tensor:
         """(B, H, W, 3) points → (B, P, C), what the memory will tell of them, without the key."""
-        x, _ = self.pos_patch_embed(points.permute(0, 3, 1, 2).to(self.value_out.weight.dtype))
+        # As wide as the embedding is: far points are beyond float16.
+        x, _ = self.pos_patch_embed(points.permute(0, 3, 1, 2).to(self.pos_patch_embed.proj.weight.dtype))
         for block in self.value_encoder:
             x = block(x)
         return self.value_out(self.value_norm(x))

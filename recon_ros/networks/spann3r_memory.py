@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recon_ros.errors import NetworkError
+from recon_ros.networks.ranking import largest
 
 EMPTY = -1
 """Frame id of a slot that holds no token."""
@@ -155,9 +156,10 @@ def read(
     One head of attention; weights below the threshold are dropped and the others made to sum to one again. An
     empty memory says nothing (NaN, where `rules.faithful`).
     """
-    logits = norm_q(query) @ norm_k(memory.keys).transpose(1, 2) * query.shape[-1] ** -0.5
+    # In float32 whatever the weights are: what lies beside the threshold is decided by rounding.
+    logits = norm_q(query).float() @ norm_k(memory.keys).float().transpose(1, 2) * query.shape[-1] ** -0.5
     logits = logits.masked_fill(~memory.valid[:, None], torch.finfo(logits.dtype).min)
-    weights = logits.float().softmax(dim=-1)
+    weights = logits.softmax(dim=-1)
     weights = torch.where(weights < rules.attention_threshold, 0.0, weights) * memory.valid[:, None]
     total = weights.sum(dim=-1, keepdim=True)
     if not rules.faithful:
@@ -177,7 +179,7 @@ def similarity(memory: SpatialMemory, keys: Tensor, rules: MemoryRules) -> Tenso
     slots = memory.used + torch.arange(-rules.work_frames * tokens, 0, device=keys.device)
     frames = memory.keys.index_select(1, slots.clamp(min=0)).view(batch, rules.work_frames, tokens, dim)
     exists = slots.view(rules.work_frames, tokens)[:, 0] >= 0
-    cosine = F.cosine_similarity(keys[:, None], frames, dim=-1).mean(dim=-1)
+    cosine = F.cosine_similarity(keys[:, None].float(), frames.float(), dim=-1).mean(dim=-1)
     return torch.where(exists, cosine, -1.0)
 
 
@@ -196,28 +198,35 @@ def write(
 
 def append(memory: SpatialMemory, keys: Tensor, values: Tensor, frame_id: int | Tensor) -> SpatialMemory:
     """A frame's (B, P, C) tokens put after those in use, which age by one."""
-    slots = memory.used + torch.arange(keys.shape[1], device=keys.device)
-    age = memory.age + memory.valid.to(memory.age.dtype)
-    zeros = keys.new_zeros(keys.shape[:2], dtype=memory.age.dtype)
-    ids = torch.as_tensor(frame_id, dtype=torch.int64, device=keys.device).expand(keys.shape[:2])
+    slots, tokens = memory.frame_ids.shape[1], keys.shape[1]
+    # Every slot takes its content from the frame or from what it held: a selection, which any library can run.
+    place = torch.arange(slots, device=keys.device) - memory.used
+    is_new = (place >= 0) & (place < tokens)
+    place = place.clamp(0, tokens - 1)
+    wide = is_new[:, None]
+    ids = torch.as_tensor(frame_id, dtype=torch.int64, device=keys.device)
     return SpatialMemory(
-        memory.keys.index_copy(1, slots, keys),
-        memory.values.index_copy(1, slots, values),
-        memory.attention.index_copy(1, slots, zeros),
-        age.index_copy(1, slots, zeros),
-        memory.frame_ids.index_copy(1, slots, ids),
+        torch.where(wide, keys.index_select(1, place), memory.keys),
+        torch.where(wide, values.index_select(1, place), memory.values),
+        torch.where(is_new, 0.0, memory.attention),
+        torch.where(is_new, 0.0, memory.age + memory.valid.to(memory.age.dtype)),
+        torch.where(is_new, ids, memory.frame_ids),
     )
 
 
 def prune(memory: SpatialMemory, tokens_per_frame: int, rules: MemoryRules) -> SpatialMemory:
     """The best tokens, once more than `rules.long_tokens` lie beyond the working memory; else all."""
     used = memory.used
-    in_work = (used // tokens_per_frame).clamp(max=rules.work_frames) * tokens_per_frame
+    # Whole frames in use, at most those of the working memory; a division of integers is not one operator in ONNX.
+    ends = tokens_per_frame * torch.arange(1, rules.work_frames + 1, device=used.device)
+    in_work = (used >= ends).sum() * tokens_per_frame
     is_full = used - in_work > rules.long_tokens
     rank = _rank(memory, rules).masked_fill(~memory.valid, -torch.inf)
-    kept = rank.topk(rules.kept_tokens(tokens_per_frame), dim=1).indices
-    if not rules.faithful or rules.long_tokens == 0:
-        kept = kept.sort(dim=1).values
+    count = rules.kept_tokens(tokens_per_frame)
+    if rules.faithful and rules.long_tokens > 0:
+        kept = rank.topk(count, dim=1).indices
+    else:
+        kept = largest(rank, count)
     return select(is_full, _gather(memory, kept), memory)
 
 
@@ -232,11 +241,16 @@ def _rank(memory: SpatialMemory, rules: MemoryRules) -> Tensor:
 
 def _gather(memory: SpatialMemory, slots: Tensor) -> SpatialMemory:
     """The (B, K) slots in this order, then empty ones."""
-    room = memory.frame_ids.shape[1] - slots.shape[1]
-    wide = slots[..., None].expand(-1, -1, memory.keys.shape[-1])
+    batch, room = slots.shape[0], memory.frame_ids.shape[1] - slots.shape[1]
+    # One index a token, not one a number.
+    rows = (slots + memory.frame_ids.shape[1] * torch.arange(batch, device=slots.device)[:, None]).flatten()
+
+    def take(wide: Tensor) -> Tensor:
+        return F.pad(wide.flatten(0, 1).index_select(0, rows).unflatten(0, slots.shape), (0, 0, 0, room))
+
     return SpatialMemory(
-        F.pad(memory.keys.gather(1, wide), (0, 0, 0, room)),
-        F.pad(memory.values.gather(1, wide), (0, 0, 0, room)),
+        take(memory.keys),
+        take(memory.values),
         F.pad(memory.attention.gather(1, slots), (0, room)),
         F.pad(memory.age.gather(1, slots), (0, room)),
         F.pad(memory.frame_ids.gather(1, slots), (0, room), value=EMPTY),

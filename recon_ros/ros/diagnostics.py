@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/diagnostics: Input, Tracking, Performance, Memory.
+"""/diagnostics: Input, Tracking, Performance, Memory, Engine.
 
 Small tasks of our own with the monotonic clock: diagnostic_updater's FrequencyStatus measures on a clock that
 is not attached to the node, so the stamps of a recording always look wrong to it, and a timer on ROS time
@@ -17,8 +17,9 @@ from rclpy.node import Node
 from recon_ros.frame import State
 from recon_ros.ros.inputs import Inputs
 from recon_ros.ros.statistics import Statistics
-from recon_ros.ros.status import WORDS, key_values, tracking_level
+from recon_ros.ros.status import WORDS, engine_level, key_values, tracking_level
 from recon_ros.ros.watchdog import Watchdog
+from recon_ros.runtimes.status import RuntimeStatus
 
 NO_IMAGE_WARN_S = 1.0
 NO_IMAGE_ERROR_S = 5.0
@@ -28,7 +29,8 @@ OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.E
 
 
 class Diagnostics:
-    """Builds the array from what the node's parts know; `state` tells the state with the pause in it."""
+    """Builds the array from what the node's parts know; `state` tells the state with the pause in it, `engine` how it
+    stands with who executes the source."""
 
     def __init__(
         self,
@@ -37,15 +39,16 @@ class Diagnostics:
         inputs: Inputs,
         watchdog: Watchdog,
         state: Callable[[], State],
+        engine: Callable[[], RuntimeStatus],
     ) -> None:
         self._node, self._statistics = node, statistics
-        self._inputs, self._watchdog, self._state = inputs, watchdog, state
+        self._inputs, self._watchdog, self._state, self._engine_status = inputs, watchdog, state, engine
         self._process = psutil.Process()
         self._before = (0, 0)
 
     def array(self) -> DiagnosticArray:
         """diagnostic_msgs/DiagnosticArray of now."""
-        tasks = (self._input, self._tracking, self._performance, self._memory)
+        tasks = (self._input, self._tracking, self._performance, self._memory, self._engine)
         message = DiagnosticArray(status=[task() for task in tasks])
         message.header.stamp = self._node.get_clock().now().to_msg()
         return message
@@ -119,3 +122,17 @@ class Diagnostics:
             "rss_mb": self._process.memory_info().rss / 2**20,
         }
         return self._status("Memory", OK, f"{s.keyframes} keyframes", values)
+
+    def _engine(self) -> DiagnosticStatus:
+        engine = self._engine_status()
+        values: dict[str, object] = {
+            "runtime": engine.runtime or "none",
+            "precision": engine.precision,
+            "file": engine.file,
+            "state": engine.state,
+            "progress_percent": 100.0 * engine.progress,
+            "elapsed_s": engine.elapsed_s,
+            # 1 is the limit; NaN where there was nothing to check against.
+            "self_check": float("nan") if engine.self_check is None else engine.self_check,
+        }
+        return self._status("Engine", engine_level(engine), engine.message, values)

@@ -103,7 +103,7 @@ STATUS = Topic(
     "state and counters as key-values",
 )
 DIAGNOSTICS = Topic(
-    "/diagnostics", DiagnosticArray, "standard", "1 Hz, steady clock", "input, tracking, performance, memory"
+    "/diagnostics", DiagnosticArray, "standard", "1 Hz, steady clock", "input, tracking, performance, memory, engine"
 )
 
 PUBLICATIONS = (

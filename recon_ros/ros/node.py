@@ -34,8 +34,10 @@ from recon_ros.errors import ReconError
 from recon_ros.export.snapshot import write_snapshot
 from recon_ros.intake import Pair
 from recon_ros.ros import interface
+from recon_ros.ros.build_only import build_for
 from recon_ros.ros.diagnostics import Diagnostics
 from recon_ros.ros.inputs import Inputs
+from recon_ros.ros.logs import say_logs
 from recon_ros.ros.parameters import Parameters
 from recon_ros.ros.pipeline import Pipeline
 from recon_ros.ros.statistics import Statistics, Throttle
@@ -92,6 +94,19 @@ class ReconNode(LifecycleNode):
     def autostart(self) -> bool:
         return bool(self.get_parameter("autostart").value)
 
+    @property
+    def build_only(self) -> bool:
+        return bool(self.get_parameter("build_only").value)
+
+    def build(self, stop: threading.Event, idle: Callable[[], None]) -> bool:
+        """Build what the source's runtime lacks instead of starting; see `build_for`."""
+        try:
+            build_for(self._options.read()[0], self.get_logger(), stop, idle)
+        except ReconError as error:
+            self.get_logger().error(f"cannot build: {error}")
+            return False
+        return True
+
     # -- lifecycle -------------------------------------------------------------------------------------------
 
     @transition
@@ -107,7 +122,9 @@ class ReconNode(LifecycleNode):
         pipeline.cancelled = lambda: not self._worker.running
         self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver)
         self._watchdog = Watchdog(self, self._inputs, node_config)
-        self._diagnostics = Diagnostics(self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state)
+        self._diagnostics = Diagnostics(
+            self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state, lambda: pipeline.engine
+        )
         self._undo.callback(self._halt)
         self._serve()
         self._watch_clock()
@@ -305,13 +322,17 @@ def main(args: list[str] | None = None) -> int:
     node = ReconNode()
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+    undo_logging = say_logs(node.get_logger())
     try:
+        if node.build_only:
+            return 0 if node.build(stop, lambda: executor.spin_once(timeout_sec=STOP_LATENCY_S)) else 1
         if node.autostart and not node.start():
             return 1
         spin(node, executor, stop)
         node.trigger_shutdown()
         return 0
     finally:
+        undo_logging()
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()

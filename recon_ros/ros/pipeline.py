@@ -26,9 +26,13 @@ from recon_ros.ros.outputs import Outputs
 from recon_ros.ros.path import PathBuilder
 from recon_ros.ros.statistics import Statistics, Throttle
 from recon_ros.ros.status import status_message
+from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source, status_of
 
 NEW_BEGINNING = "stamp_jump"
 """The intake's word for a stamp far back: the frame is not skipped but the first of a new beginning."""
+
+TOLD_OTHERWISE = (NEW_BEGINNING, "engine_building")
+"""Reasons that have a line of their own in the log."""
 
 
 class Pipeline:
@@ -68,7 +72,8 @@ class Pipeline:
         self._published: dict[str, tuple[int, int, int]] = {}
 
     def close(self) -> None:
-        """Take the topics down and drop the map."""
+        """Take the topics down, drop the map, give the source back."""
+        close_source(self.reconstructor.source)
         self.odometry.close()
         self.outputs.close()
         self.tf.close()
@@ -243,6 +248,11 @@ class Pipeline:
         """The core's, or PAUSED."""
         return State.PAUSED if self.paused else self.statistics.state
 
+    @property
+    def engine(self) -> RuntimeStatus:
+        """How it stands with who executes the source."""
+        return status_of(self.reconstructor.source)
+
     def publish_status(self) -> None:
         """~/status."""
         self._last_status = time.monotonic()
@@ -256,10 +266,15 @@ class Pipeline:
         return time.monotonic() - self._last_status
 
     def say_warnings(self) -> None:
-        """What the intake has refused since the last time, one line per reason and five seconds."""
+        """What the intake has refused since the last time, and how far a build is: one line per reason and five
+        seconds.
+        """
         for reason, text in self.intake.warnings().items():
-            if reason != NEW_BEGINNING and self._throttle.passes(reason):
+            if reason not in TOLD_OTHERWISE and self._throttle.passes(reason):
                 self._log.warning(f"{reason}: {text}")
+        engine = self.engine
+        if engine.state == BUILDING and self._throttle.passes(BUILDING):
+            self._log.info(engine.message)
 
     def _skipped(self) -> dict[str, int]:
         """Messages refused, by reason."""

@@ -7,6 +7,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from recon_ros.frame import State
 from recon_ros.ros.statistics import Statistics
+from recon_ros.runtimes.status import BUILDING, FAILED, LOADING, MISSING, RuntimeStatus, status_of
 from recon_ros.runtimes.step import StepRuntime
 
 # Lost for longer than this is an error: somebody has to carry the camera back.
@@ -33,11 +34,27 @@ def tracking_level(statistics: Statistics) -> bytes:
     return bytes(DiagnosticStatus.OK)
 
 
+def engine_level(engine: RuntimeStatus) -> bytes:
+    """OK; WARN while something is built, or where wrong numbers led to another runtime; ERROR when nothing serves."""
+    if engine.state in (MISSING, FAILED):
+        return bytes(DiagnosticStatus.ERROR)
+    return bytes(DiagnosticStatus.WARN if engine.state == BUILDING or engine.degraded else DiagnosticStatus.OK)
+
+
+def state_in_words(state: State, engine: RuntimeStatus) -> str:
+    """The state; while no network serves, why not, since no frame will change that."""
+    if state is not State.PAUSED and not engine.serves and engine.state in (BUILDING, MISSING, FAILED, LOADING):
+        return f"{engine.state.upper()}: {engine.message}"
+    if engine.state == BUILDING:
+        return f"{WORDS[state]}; {engine.message}"
+    return WORDS[state]
+
+
 def status_message(
     name: str, statistics: Statistics, state: State, skipped: dict[str, int], source: StepRuntime
 ) -> DiagnosticStatus:
     """diagnostic_msgs/DiagnosticStatus of the node; `skipped` counts refused messages by reason."""
-    counts = statistics.counts
+    counts, engine = statistics.counts, status_of(source)
     values: dict[str, object] = {
         "state": state.value,
         "frames_received": counts["received"],
@@ -53,11 +70,15 @@ def status_message(
         "confidence": statistics.confidence,
         "metric_scale": statistics.is_metric,
         "runtime": source.runtime,
+        "engine": engine.state,
         "network": source.card.name,
         **{f"skipped.{reason}": number for reason, number in sorted(skipped.items())},
     }
     return DiagnosticStatus(
-        level=tracking_level(statistics), name=name, message=WORDS[state], values=key_values(values)
+        level=max(tracking_level(statistics), engine_level(engine)),
+        name=name,
+        message=state_in_words(state, engine),
+        values=key_values(values),
     )
 
 

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import InputConfig
-from recon_ros.errors import ConfigError, InputError
+from recon_ros.errors import ConfigError, InputError, NetworkError
 from recon_ros.frame import Camera, Prediction
 from recon_ros.geometry import pointmap
 from recon_ros.networks.card import ModelCard
@@ -32,6 +35,17 @@ class DepthSource:
         self._config = config
 
     def initial_memory(self) -> Memory:
+        return ()
+
+    def save_memory(self, memory: Memory) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def load_memory(self, arrays: Mapping[str, NDArray[Any]]) -> Memory:
+        """Raises NetworkError for arrays that are not this source's, which has none."""
+        if arrays:
+            raise NetworkError(
+                f"the depth source remembers nothing; a saved memory with {sorted(arrays)} is not its own"
+            )
         return ()
 
     def step(

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from recon_ros.errors import NetworkError
 from recon_ros.networks.plan import StepPlan
 
 GraphMemory = Any
@@ -69,3 +70,19 @@ class Executor(Protocol):
     def close(self) -> None:
         """Give back what is held; the executor is not used afterwards."""
         ...
+
+
+def check_memory(plan: StepPlan, arrays: Arrays) -> None:
+    """Refuse arrays that are not a memory of this plan.
+
+    Raises:
+        NetworkError: one is missing, unknown, or of another shape or dtype.
+    """
+    if set(arrays) != set(plan.memory):
+        raise NetworkError(f"a memory of this {plan.family} has {sorted(plan.memory)}, not {sorted(arrays)}")
+    for name in plan.memory:
+        spec, array = plan.tensors[name], arrays[name]
+        if array.shape != spec.shape or array.dtype != spec.dtype:
+            raise NetworkError(
+                f"{name} of this {plan.family}'s memory is {spec.dtype} {spec.shape}, not {array.dtype} {array.shape}"
+            )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,5 +54,17 @@ class StepRuntime(Protocol):
 
         Raises:
             InputError: when this frame cannot be used; the memory is unchanged.
+        """
+        ...
+
+    def save_memory(self, memory: Memory) -> Mapping[str, NDArray[Any]]:
+        """Copies of a memory's arrays on the host, by flat names; empty for one that holds nothing."""
+        ...
+
+    def load_memory(self, arrays: Mapping[str, NDArray[Any]]) -> Memory:
+        """A memory of what `save_memory` gave, of this source or of another executor of the same network and size.
+
+        Raises:
+            NetworkError: the arrays are not of such a memory.
         """
         ...

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a camera that knows nothing is: the keyframes that look alike, verified, and asked to agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon_ros.frame import Keyframe
+from recon_ros.geometry import se3
+from recon_ros.geometry.two_view import DEFAULTS, Side, VerifySettings, verify
+from recon_ros.memory.places import PlaceIndex
+from recon_ros.memory.sides import are_one, neighbours, side_of
+from recon_ros.memory.store import KeyframeStore
+from recon_ros.tracking.view import View
+
+WITNESSES = 2
+"""Neighbours of the best keyframe that are asked when no other candidate confirmed it."""
+MARGIN = 2.0
+"""One keyframe is enough with this many times the inliers; and so many times those of any that contradicts it."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """Where one keyframe says the camera is."""
+
+    keyframe: Keyframe
+    T_world_camera: NDArray[np.float64]
+    inliers: int
+
+
+def relocalize(
+    view: View,
+    store: KeyframeStore,
+    index: PlaceIndex,
+    budget: int,
+    settings: VerifySettings = DEFAULTS,
+) -> tuple[NDArray[np.float64], int, int] | None:
+    """The pose of a view against stored keyframes, without any idea of where it is.
+
+    The `budget` keyframes most alike are verified (`two_view.verify`). A pose is taken when two keyframes say the same,
+    or one with plenty of inliers does, and none that says something else has nearly as many.
+
+    Args:
+        view: the frame.
+        store: keyframes.
+        index: of the same keyframes; ids the store has not are passed over.
+        budget: keyframes verified at most, besides two neighbours of the best one; the time is proportional.
+        settings: of the verification.
+
+    Returns:
+        T_world_camera (4, 4), Sim(3) where the map is not metric; the id of the keyframe it hangs on; its inliers.
+    """
+    side = side_of_view(view)
+    found = index.query(view.features, view.prediction.descriptor, count=budget)
+    keyframes = [store[candidate.id] for candidate in found if candidate.id in store]
+    answers = [answer for keyframe in keyframes if (answer := _ask(keyframe, store, side, settings)) is not None]
+    if not answers:
+        return None
+    best = max(answers, key=lambda answer: (answer.inliers, -answer.keyframe.id))
+    depth = view.median_depth * se3.scale_of(best.T_world_camera)
+    agreeing = [a for a in answers if a is not best and are_one(best.T_world_camera, a.T_world_camera, depth)]
+    opposed = [a for a in answers if a is not best and a not in agreeing]
+    if any(best.inliers < MARGIN * answer.inliers for answer in opposed):
+        return None
+    if best.inliers < MARGIN * settings.min_inliers and not agreeing:
+        asked = {keyframe.id for keyframe in keyframes}
+        witnesses = [k for k in neighbours(best.keyframe, store, budget + WITNESSES) if k.id not in asked][:WITNESSES]
+        confirmed = (_ask(keyframe, store, side, settings) for keyframe in witnesses)
+        if not any(a is not None and are_one(best.T_world_camera, a.T_world_camera, depth) for a in confirmed):
+            return None
+    return best.T_world_camera, best.keyframe.id, best.inliers
+
+
+def side_of_view(view: View) -> Side:
+    """A frame as one of two views."""
+    return Side(view.features, view.camera, view.prediction.is_metric, view.depth, view.camera, lambda: view.surface)
+
+
+def _ask(keyframe: Keyframe, store: KeyframeStore, side: Side, settings: VerifySettings) -> _Answer | None:
+    verified = verify(side_of(keyframe, store), side, settings)
+    if verified is None:
+        return None
+    return _Answer(keyframe, keyframe.T_world_camera @ verified.T_a_b, verified.inliers)
