@@ -13,6 +13,10 @@ against a warehouse whose racks are all filled alike:
 - What still passes are views that show nothing but equal bays of two racks; only knowledge from outside the two
   images can tell them (`mapping.loops` has some).
 
+Of 24,298 pairs whose frustums share less than 5 %, and 6,859 that share more, none was verified to a wrong pose; of
+pairs that share 40 % and look the same way, all 320 in the warehouse were verified (0.3 cm off) and 32 of 86 in the
+office (1.2 cm), 8 s or more apart. Where all racks are alike, 2 of 1,916 pairs were wrong, by one bay.
+
 Where points are a network's and not metric, the scale is found along; with smooth errors of 3, 6 and 10 % in the depths
 of rendered views, 8, 5 and 1 of 8 true pairs were recognised.
 """
