@@ -19,10 +19,10 @@ from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
 from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
-from recon_ros.mapping.fusion import VoxelMap
-from recon_ros.mapping.trajectory import TrajectoryLog
+from recon_ros.mapping import pose_graph
+from recon_ros.mapping.atlas import Atlas, Correction
+from recon_ros.mapping.loops import Loop
 from recon_ros.memory.selection import is_keyframe
-from recon_ros.memory.store import KeyframeStore
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes import make_source
 from recon_ros.runtimes.step import StepRuntime
@@ -51,29 +51,39 @@ class Reconstructor:
     Args:
         config: every choice there is.
         source: where pointmaps come from; made from `config.source` when None.
+        live: loops are looked for and the map is corrected beside the tracking, which never waits for it; results then
+            depend on timing.
 
     Raises:
         ConfigError, NetworkError: when the source cannot be made or a library it takes is missing.
     """
 
-    def __init__(self, config: Config | None = None, source: StepRuntime | None = None) -> None:
+    def __init__(self, config: Config | None = None, source: StepRuntime | None = None, live: bool = False) -> None:
         self.config = config or Config()
+        self._live = live
         self.source = source or make_source(self.config)
         if self.config.tracking.surface_sigma > 0:
             surface.require()
+        if self.config.loops.enabled:
+            pose_graph.require()
         self._detector = Detector(self.config.tracking.features)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything that was seen; the source stays loaded."""
+        self.close()
         self._memory = self.source.initial_memory()
-        self._store = KeyframeStore(self.config.memory.max_keyframes)
+        self._atlas = Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
         self._tracker = Tracker(self.config.tracking)
-        self._map = VoxelMap(self.config.map)
         self._focal = RunningFocal()
-        self._trajectory = TrajectoryLog(self.config.memory.max_poses)
         self._frames_without_pose = 0
+        self._reference_id: int | None = None
         self._timings: dict[str, float] = {}
+
+    def close(self) -> None:
+        """End what works beside the tracking; the map can still be read."""
+        if hasattr(self, "_atlas"):
+            self._atlas.close()
 
     def process(self, frame: Frame) -> Update:
         """Advance by one frame.
@@ -82,6 +92,8 @@ class Reconstructor:
             InputError: when the frame cannot be used; nothing has changed, go on with the next.
         """
         self._timings = {}
+        with self._timed("correct"):
+            self._follow(self._atlas.follow())
         with self._timed("prepare"):
             image, camera, depth = self._prepare(frame)
         with self._timed("step"):
@@ -98,7 +110,7 @@ class Reconstructor:
     @property
     def state(self) -> State:
         """Where tracking stands after the last frame."""
-        if len(self._store) == 0:
+        if len(self._atlas.store) == 0:
             return State.INITIALIZING
         if self._frames_without_pose == 0:
             return State.TRACKING
@@ -108,24 +120,24 @@ class Reconstructor:
     @property
     def keyframes(self) -> tuple[Keyframe, ...]:
         """All keyframes, ordered by id; their local points, and poses as they are now."""
-        return self._store.keyframes
+        return self._atlas.store.keyframes
 
     @property
     def map_version(self) -> int:
         """Changes whenever `map_cloud` does."""
-        return self._map.version
+        return self._atlas.cloud.version
 
     def map_cloud(self, max_points: int | None = None) -> Cloud:
         """The world cloud derived from the keyframes, at most `max_points` (the configuration's when None)."""
-        return self._map.cloud(max_points)
+        return self._atlas.cloud.cloud(max_points)
 
     def trajectory(self) -> Trajectory:
         """T_world_camera of every tracked frame, after all corrections."""
-        return self._trajectory.corrected({k.id: k for k in self._store.keyframes})
+        return self._atlas.path.corrected({k.id: k for k in self._atlas.store.keyframes})
 
     def live_trajectory(self) -> Trajectory:
         """T_world_camera of every tracked frame, as it was known when the frame was processed."""
-        return self._trajectory.live()
+        return self._atlas.path.live()
 
     def set_config(self, config: Config) -> None:
         """Take over new values of the options that are dynamic.
@@ -138,11 +150,28 @@ class Reconstructor:
                 raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
         self.config = config
         self._tracker.config = config.tracking
-        self._map.set_config(config.map)
+        self._atlas.cloud.set_config(config.map)
 
     def grid(self, width: int, height: int) -> Grid:
         """The pixel grid that images of this size are processed on, with the way there and back."""
         return grid_for(self.config, self.source.card, width, height)
+
+    def settle(self) -> None:
+        """Let the whole map follow what is known of loops by now, as a run ends or the map is written."""
+        self._follow(self._atlas.settle())
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops that are believed by now."""
+        return self._atlas.loops
+
+    def _follow(self, correction: Correction | None) -> None:
+        """Tracking goes on from where the keyframe of the last frame has moved to."""
+        reference_id = self._reference_id
+        if correction is None or reference_id is None or reference_id not in correction.before:
+            return
+        after = self._atlas.store[reference_id].T_world_camera
+        self._tracker.follow(after @ se3.inverse(correction.before[reference_id]))
 
     def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera | None, NDArray[np.float32] | None]:
         """Image, camera and depth undistorted and on the source's grid."""
@@ -175,11 +204,11 @@ class Reconstructor:
         T_odom_camera, trusted = frame.T_odom_camera, False
         if T_odom_camera is None and view.prediction.T_memory_camera is not None:
             T_odom_camera, trusted = view.prediction.T_memory_camera, True  # a network knows how it moved
-        if len(self._store) > 0:
-            track = self._tracker.track(view, self._store, T_odom_camera, trusted)
+        if len(self._atlas.store) > 0:
+            track = self._tracker.track(view, self._atlas.store, T_odom_camera, trusted, self._atlas.places)
         elif int(np.count_nonzero(view.features.located)) >= 2 * self.config.tracking.min_inliers:
             self._tracker.begin(view, np.eye(4), T_odom_camera)
-            track = Track(np.eye(4), self._store.next_id, 0.0, 0, 1.0, np.eye(6) * 1e12)
+            track = Track(np.eye(4), self._atlas.store.next_id, 0.0, 0, 1.0, np.eye(6) * 1e12)
         else:
             return None
         self._frames_without_pose = 0 if track is not None else self._frames_without_pose + 1
@@ -190,18 +219,18 @@ class Reconstructor:
         if track is None:
             return None
         keyframe = None
-        if len(self._store) == 0 or self._is_new(view, track):
+        if len(self._atlas.store) == 0 or self._is_new(view, track):
             keyframe = self._keyframe(view, frame, track.T_world_camera)
-            self._store.add(keyframe)
-            self._map.add(keyframe)
-            self._prune()
-        reference = keyframe or self._store[track.reference_id]
+            reference_id = track.reference_id if len(self._atlas.store) else None
+            self._atlas.add(keyframe, reference_id, track.information, view.prediction.descriptor)
+        reference = keyframe or self._atlas.store[track.reference_id]
+        self._reference_id = reference.id
         T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
-        self._trajectory.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
+        self._atlas.path.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
         return keyframe
 
     def _is_new(self, view: View, track: Track) -> bool:
-        T_reference_camera = se3.inverse(self._store[track.reference_id].T_world_camera) @ track.T_world_camera
+        T_reference_camera = se3.inverse(self._atlas.store[track.reference_id].T_world_camera) @ track.T_world_camera
         return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
 
     def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
@@ -214,7 +243,7 @@ class Reconstructor:
         K = window.K.copy()
         K[:2] /= stride  # every stride-th pixel is kept, not an average: pixel centres stay where they are
         return Keyframe(
-            id=self._store.next_id,
+            id=self._atlas.store.next_id,
             stamp_ns=frame.stamp_ns,
             frame_id=frame.frame_id,
             camera=Camera(width, height, K),
@@ -225,17 +254,6 @@ class Reconstructor:
             features=view.features.only_located(),
             is_metric=prediction.is_metric,
         )
-
-    def _prune(self) -> None:
-        """Evict the most redundant keyframe while there are too many; what hung on it moves to a neighbour."""
-        while (gone := self._store.surplus()) is not None:
-            self._map.remove(gone)
-            self._store.remove(gone.id)
-            successor = min(
-                self._store.keyframes,
-                key=lambda k: float(np.linalg.norm(k.T_world_camera[:3, 3] - gone.T_world_camera[:3, 3])),
-            )
-            self._trajectory.re_anchor(gone, successor)
 
     def _update(self, view: View, frame: Frame, track: Track | None, keyframe: Keyframe | None) -> Update:
         update = Update(
@@ -251,7 +269,7 @@ class Reconstructor:
         )
         if track is None:
             return update
-        reference = keyframe or self._store[track.reference_id]
+        reference = keyframe or self._atlas.store[track.reference_id]
         return replace(
             update,
             T_world_camera=track.T_world_camera,

@@ -198,7 +198,7 @@ tf2_messages() {
 
 check() {
   local module
-  for module in numpy cv2 open3d small_gicp openvino rosbags rclpy recon_ros; do
+  for module in numpy cv2 open3d small_gicp gtsam openvino rosbags rclpy recon_ros; do
     [ "$module" = rclpy ] && [ "$ros" = wheels ] && [ "$(uname -m)" != x86_64 ] && continue
     "$VENV/bin/python" -c "import $module" 2>> "$LOG" || note "import $module fails: $(tail -n 1 "$LOG")"
   done

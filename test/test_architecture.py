@@ -244,7 +244,6 @@ DISTRIBUTIONS = {"cv2": "opencv-python-headless", "open3d": "open3d-cpu", "yaml"
 # Not in setup.cfg: installed with ROS, with JetPack, or by hand; imported where used, with a clear error.
 OPTIONAL = {
     "cuda",
-    "gtsam",
     "nncf",
     "onnx",
     "onnx_ir",

@@ -19,7 +19,7 @@ from recon_ros.frame import Camera, Prediction, State
 from recon_ros.geometry import se3
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes.depth import DepthSource
-from recon_ros.tracking import tracker
+from recon_ros.tracking import relocalize, tracker
 
 CAMERA = Camera.from_focal(240, 180, 195.0)
 START_NS = 1_700_000_000_123_456_789
@@ -328,7 +328,7 @@ def test_a_camera_carried_back_to_the_start_is_found(candidates: int) -> None:
     r, _ = run(FRAMES, tracking__lost_after=2, tracking__relocalization_candidates=candidates)
     assert not any(u.T_world_camera is not None for u in [r.process(blank(16)), r.process(blank(17))])
     place = pose(-0.5)
-    overlap = r._store.overlaps(np.array([[0.0, 0, 4.0]]), se3.inverse(pose(0)) @ place)[1]
+    overlap = r._atlas.store.overlaps(np.array([[0.0, 0, 4.0]]), se3.inverse(pose(0)) @ place)[1]
     assert overlap[0] == 1 and overlap[-1] == 0, "the last keyframe sees the place as well"
     for i in range(len(r.keyframes) + 1):
         update = r.process(rendered(18 + i, T_room_camera=place))
@@ -339,22 +339,22 @@ def test_a_camera_carried_back_to_the_start_is_found(candidates: int) -> None:
 
 @pytest.mark.parametrize("candidates", [2, 3, 100])
 def test_each_keyframe_has_its_turn(candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While there is no pose: so many a frame and no more, the newest always, and all of them in the end."""
+    """While there is no pose: so many a frame and no more, and all of them in the end."""
     r, _ = run(FRAMES, memory__min_overlap=0.95, tracking__relocalization_candidates=candidates)
     owners = {id(k.features): k.id for k in r.keyframes}
     assert len(owners) >= 5
     tried: list[int] = []
 
-    def recorded(features: Any, *_: Any) -> np.ndarray:
-        tried.extend([owners[id(features)]] if id(features) in owners else [])
-        return np.zeros((0, 2), np.int64)
+    def recorded(keyframe: Any, *_: Any) -> None:
+        tried.append(owners[id(keyframe.features)])
 
-    monkeypatch.setattr(tracker, "match", recorded)
+    monkeypatch.setattr(relocalize, "verify", recorded)
     elsewhere, seen = rendered(16, TexturedRoom(CAMERA, seed=77)), set()
+    assert r.process(elsewhere).T_world_camera is None and not tried, "one lost frame may be a blurred one"
     for i in range(-(-len(owners) // candidates)):
         tried.clear()
-        assert r.process(replace(elsewhere, stamp_ns=stamp(16 + i))).T_world_camera is None
-        assert tried[0] == max(owners.values()) and len(set(tried)) == len(tried) <= candidates + 1
+        assert r.process(replace(elsewhere, stamp_ns=stamp(17 + i))).T_world_camera is None
+        assert len(tried) <= 2 * candidates, "those that look alike, and as many in turn"
         seen |= set(tried)
     assert seen == set(owners.values())
 
@@ -494,7 +494,7 @@ def test_the_keyframe_bound_holds_and_the_path_survives() -> None:
     # What the evicted ones put into the map is gone: what is left is what the four have seen.
     expected = reconstructor()
     for keyframe in r.keyframes:
-        expected._map.add(keyframe)
+        expected._atlas.cloud.add(keyframe)
     assert r.map_cloud().points.tobytes() == expected.map_cloud().points.tobytes()
 
 
@@ -516,7 +516,7 @@ def test_the_path_bound_holds() -> None:
     pose_ = np.eye(4)
     r.process(FRAMES[0])
     for i in range(1, 300):
-        r._trajectory.append(stamp(i), 0, pose_, pose_)
+        r._atlas.path.append(stamp(i), 0, pose_, pose_)
     assert len(r.trajectory()) <= 100
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from recon_ros.cli.engine import engine
 from recon_ros.cli.models import models
@@ -67,9 +66,8 @@ def run(
             depth=depth_topic,
             ground_truth=ground_truth_topic,
         )
-        if no_loops:
-            Console(stderr=True).print("note: this version closes no loops, --no-loops changes nothing")
-        Offline(recording, out, resolve(config, settings or [], source), topics, save_depth, evaluate_map).run()
+        chosen = [*(settings or []), *(["loops.enabled=false"] if no_loops else [])]
+        Offline(recording, out, resolve(config, chosen, source), topics, save_depth, evaluate_map).run()
 
 
 @app.command()

@@ -167,6 +167,7 @@ class Offline:
 
     def _write(self, reader: BagReader) -> None:
         reconstructor = self._reconstructor
+        reconstructor.settle()
         keyframes = reconstructor.keyframes
         write_tum(self._out / "trajectory_live.tum", reconstructor.live_trajectory())
         write_tum(
@@ -190,7 +191,7 @@ class Offline:
             runtime=reconstructor.source.runtime,
             config=self._config,
             keyframes=len(keyframes),
-            loops=0,
+            loops=len(reconstructor.loops),
             metric_scale=reconstructor.source.card.is_metric,
         )
         report["frames"] = self._images  # of what was skipped some are depths and calibrations

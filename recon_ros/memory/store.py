@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,13 @@ class KeyframeStore:
         self._next_id += 1
         self._stacked = None
 
+    def restore(self, keyframes: Iterable[Keyframe], next_id: int) -> None:
+        """Take over the keyframes of a saved map, ordered by id; `next_id` is above all ids that ever were in it."""
+        self._by_id = {keyframe.id: keyframe for keyframe in keyframes}
+        self._next_id = next_id
+        self._surfaces.clear()
+        self._stacked = None
+
     def surplus(self) -> Keyframe | None:
         """The keyframe to evict, or None while the bound holds. The two newest stay: they are being tracked."""
         if len(self._by_id) <= self._max:
@@ -70,6 +79,18 @@ class KeyframeStore:
         a, b = np.unravel_index(np.argmin(distance), distance.shape)
         candidates = [int(i) for i in (a, b) if i < len(keyframes) - 2]
         return keyframes[min(candidates, key=lambda i: np.partition(distance[i], 1)[1])]
+
+    def move(self, keyframe_id: int, T_world_camera: NDArray[np.float64]) -> None:
+        """Give a keyframe another (4, 4) Sim(3) pose; what it saw moves with it."""
+        self._by_id[keyframe_id].T_world_camera = T_world_camera.copy()
+        self._stacked = None
+
+    def frozen(self) -> KeyframeStore:
+        """The keyframes with the poses they have now, for another thread; points and features are shared."""
+        copy = KeyframeStore(self._max)
+        copy._by_id = {i: replace(k, T_world_camera=k.T_world_camera.copy()) for i, k in self._by_id.items()}
+        copy._next_id = self._next_id
+        return copy
 
     def remove(self, keyframe_id: int) -> None:
         """Forget a keyframe."""

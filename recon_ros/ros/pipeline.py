@@ -46,9 +46,10 @@ class Pipeline:
         self._node, self._log = node, node.get_logger()
         self.config, self.node_config = config, node_config
         self.statistics = statistics
-        self.reconstructor = Reconstructor(config)
+        self.reconstructor = Reconstructor(config, live=True)
         card = self.reconstructor.source.card
         if card.needs_depth and not node_config.use_depth:
+            self.reconstructor.close()
             raise ConfigError(f"source '{config.source}' needs a depth stream, but use_depth is false")
         if not card.needs_depth:
             self.node_config = node_config = dataclasses.replace(node_config, use_depth=False)
@@ -73,6 +74,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Take the topics down, drop the map, give the source back."""
+        self.reconstructor.close()
         close_source(self.reconstructor.source)
         self.odometry.close()
         self.outputs.close()
@@ -145,6 +147,7 @@ class Pipeline:
         s = self.statistics
         s.size = (image_size[1], image_size[0])
         s.confidence, s.is_metric = update.confidence, update.is_metric
+        s.loops = len(self.reconstructor.loops)
         if update.keyframe_id is not None:
             keyframes = self.reconstructor.keyframes
             s.keyframes, s.keyframe_mb = len(keyframes), sum(k.nbytes for k in keyframes) / 2**20
@@ -232,6 +235,7 @@ class Pipeline:
 
     def snapshot(self) -> Snapshot:
         """All that ~/save_map writes, as it is now."""
+        self.reconstructor.settle()
         keyframes = self.reconstructor.keyframes
         return Snapshot(
             cloud=self.reconstructor.map_cloud(),

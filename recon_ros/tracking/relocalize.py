@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
+from recon_ros.geometry.features import Features
 from recon_ros.geometry.two_view import DEFAULTS, Side, VerifySettings, verify
-from recon_ros.memory.places import PlaceIndex
+from recon_ros.memory.places import Candidate
 from recon_ros.memory.sides import are_one, neighbours, side_of
 from recon_ros.memory.store import KeyframeStore
 from recon_ros.tracking.view import View
@@ -20,6 +22,32 @@ WITNESSES = 2
 """Neighbours of the best keyframe that are asked when no other candidate confirmed it."""
 MARGIN = 2.0
 """One keyframe is enough with this many times the inliers; and so many times those of any that contradicts it."""
+
+
+class Proposals(Protocol):
+    """Who names keyframes that may show a view, as `PlaceIndex` does."""
+
+    def query(
+        self, features: Features, descriptor: NDArray[np.float32] | None = None, *, count: int = 10
+    ) -> list[Candidate]:
+        """At most `count`, the most promising first."""
+        ...
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Names the keyframes one after the other, whatever the view; `first` is where the turn begins."""
+
+    store: KeyframeStore
+    first: int
+
+    def query(
+        self, features: Features, descriptor: NDArray[np.float32] | None = None, *, count: int = 10
+    ) -> list[Candidate]:
+        """The next `count` keyframes, from the newest backwards, around."""
+        ids = [keyframe.id for keyframe in self.store.keyframes]
+        turn = (-1 - (self.first + i) for i in range(min(count, len(ids))))
+        return [Candidate(ids[i % len(ids)], 0.0) for i in turn]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +62,7 @@ class _Answer:
 def relocalize(
     view: View,
     store: KeyframeStore,
-    index: PlaceIndex,
+    index: Proposals,
     budget: int,
     settings: VerifySettings = DEFAULTS,
 ) -> tuple[NDArray[np.float64], int, int] | None:

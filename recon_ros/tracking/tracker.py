@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,10 @@ from recon_ros.geometry import frustum, pnp, se3
 from recon_ros.geometry.features import Features, match, match_guided
 from recon_ros.geometry.pnp import Observations
 from recon_ros.geometry.surface import register
+from recon_ros.geometry.two_view import VerifySettings
+from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.store import KeyframeStore
+from recon_ros.tracking.relocalize import InTurn, relocalize
 from recon_ros.tracking.view import View
 
 SEARCH_RADIUS = 12.0
@@ -90,8 +93,19 @@ class Tracker:
         self._velocity = np.zeros(6)
         self._remember(view, T_world_camera, T_odom_camera)
 
+    def follow(self, T_after_before: Matrix) -> None:
+        """The map around the last tracked frame has moved: it goes along; motion relative to it stays."""
+        previous = self._previous
+        if previous is not None:
+            self._previous = replace(previous, T_world_camera=T_after_before @ previous.T_world_camera)
+
     def track(
-        self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, trust_prior: bool = False
+        self,
+        view: View,
+        store: KeyframeStore,
+        T_odom_camera: Matrix | None,
+        trust_prior: bool = False,
+        places: PlaceIndex | None = None,
     ) -> Track | None:
         """The frame's pose, or None when nothing fits; the tracker then looks again with the next frame.
 
@@ -100,8 +114,9 @@ class Tracker:
             store: with one keyframe at least.
             T_odom_camera: (4, 4) pose prior in a frame of its own, or None; only its increments are used.
             trust_prior: take the prior's word where nothing confirms it. For networks that estimate poses themselves.
+            places: index of the store's keyframes, with which a camera that has lost itself is found again.
         """
-        track = self._confirmed(view, store, T_odom_camera)
+        track = self._confirmed(view, store, T_odom_camera, places)
         if track is None and trust_prior:
             track = self._believed(view, store, T_odom_camera)
         if track is None:
@@ -111,11 +126,13 @@ class Tracker:
         self._remember(view, track.T_world_camera, T_odom_camera)
         return track
 
-    def _confirmed(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Track | None:
+    def _confirmed(
+        self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, places: PlaceIndex | None
+    ) -> Track | None:
         """A pose that enough keypoints support."""
         if len(view.features) < self.config.min_inliers:
             return None
-        for start in self._starts(view, store, T_odom_camera):
+        for start in self._starts(view, store, T_odom_camera, places):
             track = self._register(view, store, start)
             if track is not None:
                 return track
@@ -134,14 +151,34 @@ class Tracker:
         self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera)
         self._interrupted = False
 
-    def _starts(self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None) -> Iterator[_Start | None]:
+    def _starts(
+        self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, places: PlaceIndex | None
+    ) -> Iterator[_Start | None]:
         """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
         previous = self._previous
         if previous is not None:
             yield self._from_features(view, previous.features, previous.T_world_camera)
             yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
-        for keyframe in self._candidates(store):
-            yield self._from_features(view, keyframe.features, keyframe.T_world_camera)
+        if not self._interrupted and len(store):
+            newest = store.keyframes[-1]
+            yield self._from_features(view, newest.features, newest.T_world_camera)
+        elif places is not None:
+            yield from self._from_places(view, store, places)
+
+    def _from_places(self, view: View, store: KeyframeStore, places: PlaceIndex) -> Iterator[_Start | None]:
+        """Where the keyframes that look alike say the camera is, then some of the others in turn: a view that stands
+        still looks like the same ones again and again. Each answer is verified, and asks for a second one that agrees.
+        """
+        settings = VerifySettings(
+            reprojection_threshold=self.config.reprojection_threshold,
+            depth_sigma=self.config.depth_sigma,
+            surface_sigma=self.config.surface_sigma,
+        )
+        most = self.config.relocalization_candidates
+        for candidates in (places, InTurn(store, self._next_candidate)):
+            found = relocalize(view, store, candidates, most, settings)
+            yield None if found is None else _Start(found[0], Observations.concatenated([]))
+        self._next_candidate += most
 
     def _predicted(self, view: View, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
         """Where odometry, or else constant velocity, puts the camera."""
@@ -158,16 +195,6 @@ class Tracker:
             return np.zeros(6)
         seconds = (view.stamp_ns - previous.stamp_ns) / 1e9
         return se3.log(se3.inverse(previous.T_world_camera) @ T_world_camera) / seconds
-
-    def _candidates(self, store: KeyframeStore) -> list[Keyframe]:
-        """The newest keyframe, and some of the others in turn, so that each is tried in bounded time."""
-        keyframes = store.keyframes
-        if not keyframes:
-            return []
-        most = min(self.config.relocalization_candidates, len(keyframes))
-        turn = [(self._next_candidate - i) % len(keyframes) for i in range(most)]
-        self._next_candidate = (self._next_candidate - most) % len(keyframes)
-        return [keyframes[i] for i in dict.fromkeys([len(keyframes) - 1, *turn])]
 
     def _from_features(self, view: View, features: Features, T_world_features: Matrix) -> _Start | None:
         """Match located features of a known pose against the view's, then PnP."""

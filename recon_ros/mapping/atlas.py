@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The map that moves: keyframes, what ties them together, and the cloud and the path that are derived from them.
+
+A correction changes poses of keyframes and nothing else. What hangs on keyframes follows: the path at once, because it
+is computed from them; the cloud keyframe by keyframe, a few per frame, so that a big loop does not hold up tracking.
+
+Looking for loops and solving the graph are jobs for a `Backend`. Their results are taken over at the beginning of a
+frame only, so that within one frame the map stands still.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping, Set
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recon_ros.config import Config
+from recon_ros.frame import Keyframe
+from recon_ros.geometry import se3
+from recon_ros.geometry.features import Features
+from recon_ros.mapping.backend import Backend, InlineBackend, ThreadBackend
+from recon_ros.mapping.backend_process import ProcessBackend
+from recon_ros.mapping.fusion import VoxelMap
+from recon_ros.mapping.loops import Loop, LoopDetector
+from recon_ros.mapping.pose_graph import Edge, PoseGraph, Solution, optimise
+from recon_ros.mapping.trajectory import TrajectoryLog
+from recon_ros.memory.places import Candidate, PlaceIndex
+from recon_ros.memory.store import KeyframeStore
+
+LOGGER = logging.getLogger("recon_ros.mapping")
+
+INFLATION = 25.0
+"""Informations of registrations take errors for independent that share causes; by this much they are too sure."""
+REFRESHED_PER_FRAME = 3
+"""Keyframes whose points are moved in the cloud per frame: about 5 ms each."""
+STILL = (1e-4, 1e-5)
+"""A keyframe that moves and turns by less (metres, radians) is left where it is."""
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What `Atlas.follow` has changed: the keyframes' poses before, by id, of those that moved."""
+
+    before: Mapping[int, Matrix]
+
+
+class Atlas:
+    """Keyframes and everything that is derived from them.
+
+    Args:
+        config: of the whole reconstruction.
+        live: jobs are done by others, so that nothing waits for them; else at once, and every run is the same.
+        scale_drifts: the source does not know the metre, so that corrections change scales, too.
+    """
+
+    def __init__(self, config: Config, live: bool = False, scale_drifts: bool = False) -> None:
+        self.config = config
+        self.store = KeyframeStore(config.memory.max_keyframes)
+        self.places = PlaceIndex()
+        self.graph = PoseGraph(scale_drifts)
+        self.cloud = VoxelMap(config.map)
+        self.path = TrajectoryLog(config.memory.max_poses)
+        self._looking: Backend = ThreadBackend() if live and config.loops.enabled else InlineBackend()
+        self._solving: Backend = ProcessBackend() if live and config.loops.enabled else InlineBackend()
+        self._loops: dict[int, Loop] = {}
+        self._rejected: frozenset[int] = frozenset()
+        self._stale: dict[int, None] = {}
+        self.moved = 0
+        """Changes whenever keyframes have moved."""
+
+    def close(self) -> None:
+        """End the jobs; the map stays as it is."""
+        self._looking.close()
+        self._solving.close()
+
+    @property
+    def loops(self) -> tuple[Loop, ...]:
+        """The loops that are believed, in the order in which they were found."""
+        return tuple(loop for edge, loop in self._loops.items() if edge not in self._rejected)
+
+    # -- growing ---------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        keyframe: Keyframe,
+        reference_id: int | None,
+        information: Matrix,
+        descriptor: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Take a keyframe in, tied to the one it was tracked against, and look whether it closes a loop.
+
+        Args:
+            keyframe: with the store's next id.
+            reference_id: the keyframe that its pose was measured against; None for the first.
+            information: (6, 6) of that measurement, in the keyframe's camera frame.
+            descriptor: a network's, of the place.
+        """
+        previous = self.store.keyframes[-1].id if len(self.store) else None
+        self.store.add(keyframe)
+        self.cloud.add(keyframe)
+        self.places.add(keyframe.id, keyframe.features, descriptor)
+        self.graph.add_node(keyframe.id, keyframe.T_world_camera)
+        for other in dict.fromkeys(i for i in (reference_id, previous) if i is not None):
+            self._tie(other, keyframe, information, "odometry" if other == reference_id else "covisible")
+        if self.config.loops.enabled:
+            self._look(keyframe, descriptor)
+        self._prune()
+
+    def _tie(self, other_id: int, keyframe: Keyframe, information: Matrix, kind: str) -> None:
+        T_other_keyframe = se3.inverse(self.store[other_id].T_world_camera) @ keyframe.T_world_camera
+        edge = Edge(other_id, keyframe.id, T_other_keyframe, _symmetric(information / INFLATION), kind)  # type: ignore[arg-type]
+        self.graph.add_edge(edge)
+
+    def _prune(self) -> None:
+        """Evict the most redundant keyframe while there are too many; what hung on it moves to a neighbour."""
+        while (gone := self.store.surplus()) is not None:
+            self.cloud.remove(gone)
+            self.store.remove(gone.id)
+            self.places.remove(gone.id)
+            self.graph.remove_node(gone.id)
+            self._stale.pop(gone.id, None)
+            successor = min(
+                self.store.keyframes,
+                key=lambda k: float(np.linalg.norm(k.T_world_camera[:3, 3] - gone.T_world_camera[:3, 3])),
+            )
+            self.path.re_anchor(gone, successor)
+
+    # -- loops -----------------------------------------------------------------------------------------------
+
+    def _look(self, keyframe: Keyframe, descriptor: NDArray[np.float32] | None) -> None:
+        """Have somebody look for loops that end in a keyframe; asked in the map as it is now."""
+        earlier = [k.id for k in self.store.keyframes if k.id < keyframe.id]
+        recent = set(earlier[-self.config.loops.exclusion :])
+        candidates = self.places.query(
+            keyframe.features, descriptor, recent | {keyframe.id}, self.config.loops.candidates
+        )
+        if candidates:
+            job = functools.partial(_detect, self.config, keyframe.id, self.store.frozen(), candidates)
+            self._looking.submit(job)
+
+    def _take_loops(self) -> None:
+        """Tie what has been found; what was tied already, or is gone, is passed over."""
+        found = 0
+        for finished in self._looking.poll():
+            if finished.error is not None:
+                LOGGER.error("looking for loops failed: %r", finished.error)
+                continue
+            for loop in finished.value:
+                if loop.a in self.store and loop.b in self.store:
+                    edge = Edge(loop.a, loop.b, loop.T_a_b, _symmetric(loop.information / INFLATION), "loop")
+                    self._loops[self.graph.add_edge(edge)] = loop
+                    found += 1
+        if found:
+            self._solving.submit(functools.partial(optimise, self.graph.snapshot()))
+
+    # -- following -------------------------------------------------------------------------------------------
+
+    def follow(self) -> Correction | None:
+        """Take over what is known by now: loops found, a graph solved. Tells which keyframes moved, None for none."""
+        self._take_loops()
+        correction = None
+        for finished in self._solving.poll():
+            if finished.error is not None:
+                LOGGER.error("the pose graph could not be solved: %r", finished.error)
+            elif isinstance(finished.value, Solution):
+                correction = self._apply(finished.value) or correction
+        self.refresh(REFRESHED_PER_FRAME)
+        return correction
+
+    def settle(self) -> Correction | None:
+        """`follow` to the end, for whoever wants the whole map as it is; waits only for what is done at once."""
+        correction = self.follow()
+        self.refresh(len(self._stale))
+        return correction
+
+    def refresh(self, count: int) -> None:
+        """Move the points of up to `count` keyframes in the cloud to where the keyframes are now."""
+        for keyframe_id in list(self._stale)[:count]:
+            del self._stale[keyframe_id]
+            keyframe = self.store[keyframe_id]
+            self.cloud.remove(keyframe)
+            self.cloud.add(keyframe)
+
+    def _apply(self, solution: Solution) -> Correction | None:
+        self._rejected = frozenset(solution.rejected)
+        before: dict[int, Matrix] = {}
+        for keyframe_id, pose in self.graph.apply(solution).items():
+            T_before = self.store[keyframe_id].T_world_camera
+            moved, turned = se3.distance(se3.inverse(T_before) @ pose)
+            if moved > STILL[0] or turned > STILL[1]:
+                before[keyframe_id] = T_before
+                self.store.move(keyframe_id, pose)
+                self._stale[keyframe_id] = None
+        if not before:
+            return None
+        self.moved += 1
+        return Correction(before)
+
+
+class _Asked:
+    """An index that has been asked already: the answer travels, not the index."""
+
+    def __init__(self, candidates: list[Candidate]) -> None:
+        self._candidates = candidates
+
+    def query(
+        self, features: Features, descriptor: NDArray[np.float32] | None, exclude: Set[int], count: int
+    ) -> list[Candidate]:
+        return [c for c in self._candidates if c.id not in exclude][:count]
+
+
+def _detect(config: Config, keyframe_id: int, store: KeyframeStore, candidates: list[Candidate]) -> list[Loop]:
+    """The job of looking for loops, on a frozen store."""
+    detector = LoopDetector(config)
+    return detector.detect(store[keyframe_id], store, _Asked(candidates))  # type: ignore[arg-type]
+
+
+def _symmetric(information: Matrix) -> Matrix:
+    return np.asarray((information + information.T) / 2)
