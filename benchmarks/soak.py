@@ -8,7 +8,8 @@ memory is watched from outside.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,10 @@ from recon_ros.frame import Trajectory
 from recon_ros.reconstructor import Reconstructor
 
 MAX_GROWTH = 0.05
+MAX_SLOWDOWN = 0.10
+MAP_PERIOD = 25
+"""Frames from one measurement of the map to the next."""
+POINT_BYTES = 16
 MIN_TRACKED = 0.99
 NODE_RATE = 1.5
 
@@ -41,6 +46,10 @@ class Record:
         rss_mb, keyframes: after each frame.
         made: keyframes made so far, those that went included; 0 where it is not known.
         processed, tracked: frames.
+        frame_ms: processor time of each frame, which does not depend on what else the machine does; empty where
+            another process has the frames.
+        map_mb: size of the map's message, every `MAP_PERIOD` frames; empty where it is not known.
+        loops: believed at the end; None where it is not known.
     """
 
     rss_mb: list[float] = field(default_factory=list)
@@ -48,6 +57,9 @@ class Record:
     made: int = 0
     processed: int = 0
     tracked: int = 0
+    frame_ms: list[float] = field(default_factory=list)
+    map_mb: list[float] = field(default_factory=list)
+    loops: int | None = None
 
 
 def soak_core(bag: Path, count: int, config: Config, progress: Callable[[], None]) -> tuple[Record, Trajectory]:
@@ -56,13 +68,18 @@ def soak_core(bag: Path, count: int, config: Config, progress: Callable[[], None
     reconstructor = Reconstructor(config)
     with BagReader(bag) as reader:
         for frame in laps.frames(reader, count):
+            start = time.process_time()
             update = reconstructor.process(frame)
+            record.frame_ms.append((time.process_time() - start) * 1e3)
+            if record.processed % MAP_PERIOD == 0:
+                record.map_mb.append(len(reconstructor.map_cloud()) * POINT_BYTES / 1e6)
             record.processed += 1
             record.tracked += update.T_world_camera is not None
             record.made += update.keyframe_id is not None
             record.keyframes.append(len(reconstructor.keyframes))
             record.rss_mb.append(process.memory_info().rss / 1e6)
             progress()
+    record.loops = len(reconstructor.loops)
     return record, reconstructor.trajectory()
 
 
@@ -123,8 +140,18 @@ def judge(record: Record, max_keyframes: int, warm_up: int) -> tuple[dict[str, A
         "rss_mb_first_lap": {"peak": round(float(first.max()), 1), "median": round(float(np.median(first)), 1)},
         "rss_mb_last_lap": {"peak": round(float(last.max()), 1), "median": round(float(np.median(last)), 1)},
         "rss_growth": round(growth, 4),
+        "loops": record.loops,
     }
     broken = []
+    if record.frame_ms:
+        numbers["frame_ms"] = times = _first_and_last(record.frame_ms, warm_up)
+        slowdown = times["last"] / times["first"] - 1
+        if slowdown > MAX_SLOWDOWN:
+            broken.append(f"a frame took {slowdown:.1%} longer in the end: {times['first']} and {times['last']} ms")
+    if record.map_mb:
+        numbers["map_mb"] = sizes = _first_and_last(record.map_mb, -(-warm_up // MAP_PERIOD))
+        if sizes["last"] > sizes["first"] * (1 + MAX_GROWTH):
+            broken.append(f"the map's message grew from {sizes['first']} to {sizes['last']} MB")
     if most > max_keyframes:
         broken.append(f"{most} keyframes are more than the bound of {max_keyframes}")
     if growth > MAX_GROWTH:
@@ -134,14 +161,22 @@ def judge(record: Record, max_keyframes: int, warm_up: int) -> tuple[dict[str, A
     return numbers, broken
 
 
+def _first_and_last(values: Sequence[float], warm_up: int) -> dict[str, float]:
+    """Means over the values after the warm-up and over the last: 1,000 each, or half of what there is."""
+    window = min(1000, max((len(values) - warm_up) // 2, 1))
+    first, last = values[warm_up : warm_up + window], values[-window:]
+    return {"first": round(float(np.mean(first)), 2), "last": round(float(np.mean(last)), 2)}
+
+
 def plot(path: Path, record: Record, max_keyframes: int, warm_up: int, title: str) -> None:
-    """Resident memory and keyframes over the frames."""
+    """Resident memory, keyframes, and where known the time and the map's message, over the frames."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    count = 4 if record.frame_ms else 2
+    figure = Figure(figsize=(9, 2.5 * count), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    memory, keyframes = figure.subplots(2, 1, sharex=True)
+    memory, keyframes, *more = figure.subplots(count, 1, sharex=True)
     memory.plot(record.rss_mb, color="tab:blue", linewidth=1)
     base = max(record.rss_mb[warm_up : warm_up + laps.FRAMES])
     memory.axhline(base * (1 + MAX_GROWTH), color="tab:red", linestyle="--", linewidth=1, label="+5 %")
@@ -153,9 +188,18 @@ def plot(path: Path, record: Record, max_keyframes: int, warm_up: int, title: st
     keyframes.axhline(max_keyframes, color="tab:red", linestyle="--", linewidth=1, label="bound")
     keyframes.axvspan(0, warm_up, color="0.93")
     keyframes.set_ylabel("keyframes")
-    keyframes.set_xlabel("frame")
     keyframes.set_ylim(bottom=0)
     keyframes.legend(loc="lower right")
+    if more:
+        window = min(laps.FRAMES, len(record.frame_ms))
+        smooth = np.convolve(record.frame_ms, np.full(window, 1 / window), mode="valid")
+        more[0].plot(np.arange(len(smooth)) + window - 1, smooth, color="tab:orange", linewidth=1)
+        more[0].set_ylabel("processor ms a frame,\nmean of a lap")
+        more[1].plot(np.arange(len(record.map_mb)) * MAP_PERIOD, record.map_mb, color="tab:purple", linewidth=1)
+        more[1].set_ylabel("map message, MB")
+        for axes in more:
+            axes.set_ylim(bottom=0)
+    figure.axes[-1].set_xlabel("frame")
     figure.suptitle(title)
     figure.savefig(path)
 
@@ -173,9 +217,19 @@ def rows(numbers: dict[str, Any], ate: float, seconds_per_frame: float) -> Seque
             f"lap {last['peak']:.0f} MB (median {last['median']:.0f}): {numbers['rss_growth']:+.1%}, at most "
             f"+{MAX_GROWTH:.0%}",
         ),
+        *_flat("map message", numbers.get("map_mb"), "MB"),
+        *_flat("processor time", numbers.get("frame_ms"), "ms a frame"),
+        *([] if numbers["loops"] is None else [("loops", f"{numbers['loops']} believed at the end")]),
         ("ATE rmse", f"{ate:.3f} m over {numbers['frames'] / laps.FRAMES:.1f} laps"),
         ("time", f"{seconds_per_frame * 1e3:.0f} ms a frame"),
     )
+
+
+def _flat(title: str, values: dict[str, float] | None, unit: str) -> Iterator[tuple[str, str]]:
+    """The row of what must not grow, where it was measured."""
+    if values is not None:
+        change = values["last"] / values["first"] - 1
+        yield title, f"{values['first']:.1f} {unit} after the warm-up, {values['last']:.1f} in the end: {change:+.1%}"
 
 
 def main(

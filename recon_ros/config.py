@@ -91,6 +91,13 @@ class TrackingConfig:
     lost_after: int = option(
         5, "Frames in a row without a pose before the state is LOST", range=(1, 1000), dynamic=True
     )
+    submap_after: int = option(
+        50,
+        "Frames in a row without a pose before a submap is begun, which is joined to the map when a place is recognised; "
+        "0 never begins one",
+        range=(0, 100000),
+        dynamic=True,
+    )
     relocalization_candidates: int = option(
         6, "Stored keyframes tried per frame while there is no pose, beside the newest", range=(1, 100), dynamic=True
     )
@@ -155,6 +162,18 @@ class MapConfig:
         range=(1000, 20000000),
         dynamic=True,
     )
+    max_voxels: int = option(
+        2000000,
+        "Voxels the map is kept in at most (about 170 bytes each); beyond it the lightest of those far away go",
+        range=(1000, 100000000),
+        dynamic=True,
+    )
+    carving: int = option(
+        3,
+        "Keyframes that must see through a voxel, since the last that saw something there, before it goes, so that what "
+        "has moved away leaves the map; 0 turns it off",
+        range=(0, 1000),
+    )
     min_confidence: float = option(
         0.1, "Points below this confidence, relative to the maximum, stay out", range=(0.0, 1.0), dynamic=True
     )
@@ -162,7 +181,8 @@ class MapConfig:
         1, "Points that must fall into a voxel before it is shown", range=(1, 1000), dynamic=True
     )
     directory: str = option("~/.ros/recon_maps", "Folder ~/save_map writes to when map.path is empty", dynamic=True)
-    path: str = option("", "Map folder ~/save_map writes to", dynamic=True)
+    path: str = option("", "Map folder ~/save_map writes to and ~/load_map reads", dynamic=True)
+    load: str = option("", "Map folder to begin with; empty begins a new map")
 
 
 @dataclass(frozen=True)
@@ -176,8 +196,8 @@ class EngineConfig:
     )
     torch_mode: str = option(
         "eager",
-        "How PyTorch runs a network: as written, compiled, or as CUDA graphs (on a GPU)",
-        choices=("eager", "compile", "graphs"),
+        "How PyTorch runs a network: as written, compiled, as CUDA graphs (on a GPU), or compiled and as CUDA graphs",
+        choices=("eager", "compile", "graphs", "compile_graphs"),
     )
     threads: int = option(0, "Threads of a network on the CPU; 0 takes the library's choice", range=(0, 1024))
     size: str = option(
@@ -195,6 +215,12 @@ class Config:
         "depth",
         "Where pointmaps come from: the aligned depth stream (depth), or a network by the name of its card "
         "(recon models list), which sees the colour image only",
+    )
+    mode: str = option(
+        "mapping",
+        "Grow the map (mapping), or leave a loaded one as it is and tell poses in it only (localization)",
+        choices=("mapping", "localization"),
+        dynamic=True,
     )
     weights: str = option("", "Weight file of the network; empty takes the card's from the cache")
     update_rule: str = option(

@@ -221,6 +221,8 @@ class Cloud:
         points: (N, 3) float32 metres (or the map's unit, where it is not metric).
         colours: (N, 3) uint8 RGB.
         confidence: (N,) float32.
+        normals: (N, 3) float32 unit vectors towards where the surface was seen from, zero where there is none known;
+            or None.
 
     Raises:
         ValueError: when the shapes do not fit together; other dtypes are converted, but colours must be uint8.
@@ -229,6 +231,7 @@ class Cloud:
     points: NDArray[np.float32]
     colours: NDArray[np.uint8]
     confidence: NDArray[np.float32]
+    normals: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         points = np.asarray(self.points, dtype=np.float32)
@@ -241,6 +244,11 @@ class Cloud:
             )
         if colours.dtype != np.uint8:
             raise ValueError(f"colours are {colours.dtype}, expected uint8 RGB")
+        if self.normals is not None:
+            normals = np.asarray(self.normals, dtype=np.float32)
+            if normals.shape != (n, 3):
+                raise ValueError(f"normals {normals.shape} are not (N, 3) as the points {points.shape} are")
+            object.__setattr__(self, "normals", normals)
         object.__setattr__(self, "points", points)
         object.__setattr__(self, "colours", colours)
         object.__setattr__(self, "confidence", confidence)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import Config, flatten, leaves
-from recon_ros.errors import ConfigError, InputError
+from recon_ros.errors import ConfigError, InputError, ReconError
 from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
 from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
@@ -21,7 +21,9 @@ from recon_ros.geometry.grid import Grid
 from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
 from recon_ros.mapping import pose_graph
 from recon_ros.mapping.atlas import Atlas, Correction
+from recon_ros.mapping.folder import read_map
 from recon_ros.mapping.loops import Loop
+from recon_ros.mapping.map_data import MapData, SourceFacts
 from recon_ros.memory.selection import is_keyframe
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes import make_source
@@ -68,17 +70,57 @@ class Reconstructor:
             pose_graph.require()
         self._detector = Detector(self.config.tracking.features)
         self.reset()
+        if self.config.map.load:
+            self.load_map(read_map(self.config.map.load))
 
     def reset(self) -> None:
         """Forget everything that was seen; the source stays loaded."""
+        self._begin(self._new_atlas())
+
+    def load_map(self, data: MapData) -> None:
+        """Go on with a saved map in place of what was seen: LOST until the camera is recognised in it, and then in its
+        frame. With `mode` localization the map stays as it is.
+
+        Raises:
+            ReconError: when another source made the map, or its graph is none; nothing has changed then.
+        """
+        name = self.source.card.name
+        if data.source.name != name:
+            raise ReconError(
+                f"the map was made with the source '{data.source.name}', this is '{name}': they would not recognise "
+                f"each other; set source to {data.source.name}"
+            )
+        atlas = self._new_atlas()
+        atlas.restore(data)
+        self._begin(atlas)
+        self.lose()
+
+    def lose(self) -> None:
+        """Forget where the camera is, not the map: time has jumped, or somebody has carried it away."""
+        self._begin_tracking()
+        if len(self._atlas.store) > 0:
+            self._frames_without_pose = self.config.tracking.lost_after
+
+    def state_of_map(self) -> MapData:
+        """The map as it is now, to be written by whoever has the time; see `mapping.folder` and `export.snapshot`."""
+        card = self.source.card
+        return self._atlas.data(SourceFacts(card.name, card.family, card.weight_licence, card.is_metric))
+
+    def _new_atlas(self) -> Atlas:
+        return Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
+
+    def _begin(self, atlas: Atlas) -> None:
         self.close()
-        self._memory = self.source.initial_memory()
-        self._atlas = Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
-        self._tracker = Tracker(self.config.tracking)
+        self._atlas: Atlas = atlas
         self._focal = RunningFocal()
+        self._timings: dict[str, float] = {}
+        self._begin_tracking()
+
+    def _begin_tracking(self) -> None:
+        self._memory = self.source.initial_memory()
+        self._tracker = Tracker(self.config.tracking)
         self._frames_without_pose = 0
         self._reference_id: int | None = None
-        self._timings: dict[str, float] = {}
 
     def close(self) -> None:
         """End what works beside the tracking; the map can still be read."""
@@ -93,7 +135,8 @@ class Reconstructor:
         """
         self._timings = {}
         with self._timed("correct"):
-            self._follow(self._atlas.follow())
+            if self._is_mapping:
+                self._follow(self._atlas.follow())
         with self._timed("prepare"):
             image, camera, depth = self._prepare(frame)
         with self._timed("step"):
@@ -132,7 +175,7 @@ class Reconstructor:
         return self._atlas.cloud.cloud(max_points)
 
     def trajectory(self) -> Trajectory:
-        """T_world_camera of every tracked frame, after all corrections."""
+        """T_world_camera of every tracked frame, after all corrections; without those of a map that was loaded."""
         return self._atlas.path.corrected({k.id: k for k in self._atlas.store.keyframes})
 
     def live_trajectory(self) -> Trajectory:
@@ -158,7 +201,8 @@ class Reconstructor:
 
     def settle(self) -> None:
         """Let the whole map follow what is known of loops by now, as a run ends or the map is written."""
-        self._follow(self._atlas.settle())
+        if self._is_mapping:
+            self._follow(self._atlas.settle())
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -206,28 +250,54 @@ class Reconstructor:
             T_odom_camera, trusted = view.prediction.T_memory_camera, True  # a network knows how it moved
         if len(self._atlas.store) > 0:
             track = self._tracker.track(view, self._atlas.store, T_odom_camera, trusted, self._atlas.places)
-        elif int(np.count_nonzero(view.features.located)) >= 2 * self.config.tracking.min_inliers:
-            self._tracker.begin(view, np.eye(4), T_odom_camera)
-            track = Track(np.eye(4), self._atlas.store.next_id, 0.0, 0, 1.0, np.eye(6) * 1e12)
+            if track is None and self._is_astray and self._can_begin(view):
+                track = self._begin_map(view, T_odom_camera)
+        elif self._can_begin(view):
+            track = self._begin_map(view, T_odom_camera)
         else:
             return None
         self._frames_without_pose = 0 if track is not None else self._frames_without_pose + 1
         return track
+
+    @property
+    def _is_astray(self) -> bool:
+        """Lost for so long that a submap is better than nothing."""
+        after = self.config.tracking.submap_after
+        return 0 < after <= self._frames_without_pose
+
+    def _can_begin(self, view: View) -> bool:
+        """Whether a view can carry a map."""
+        located = int(np.count_nonzero(view.features.located))
+        return self._is_mapping and located >= 2 * self.config.tracking.min_inliers
+
+    def _begin_map(self, view: View, T_odom_camera: NDArray[np.float64] | None) -> Track:
+        """Start a map, or a submap where the camera may be; a loop will tell where it really is."""
+        store, information = self._atlas.store, np.eye(6) * 1e12
+        submap = store.new_submap() if len(store) else 0
+        T_world_camera = self._tracker.expected(view, T_odom_camera)
+        self._tracker.begin(view, T_world_camera, T_odom_camera, submap)
+        return Track(T_world_camera, store.next_id, 0.0, 0, 0.0 if submap else 1.0, information)
 
     def _remember(self, view: View, frame: Frame, track: Track | None) -> Keyframe | None:
         """Log the pose, make a keyframe when the view is new enough, keep within the bound."""
         if track is None:
             return None
         keyframe = None
-        if len(self._atlas.store) == 0 or self._is_new(view, track):
+        is_known = track.reference_id in self._atlas.store
+        if self._is_mapping and (not is_known or self._is_new(view, track)):
             keyframe = self._keyframe(view, frame, track.T_world_camera)
-            reference_id = track.reference_id if len(self._atlas.store) else None
-            self._atlas.add(keyframe, reference_id, track.information, view.prediction.descriptor)
+            reference_id = track.reference_id if is_known else None
+            descriptor, uninterrupted = view.prediction.descriptor, not self._tracker.was_interrupted
+            self._atlas.add(keyframe, reference_id, track.information, descriptor, uninterrupted)
         reference = keyframe or self._atlas.store[track.reference_id]
         self._reference_id = reference.id
         T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
         self._atlas.path.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
         return keyframe
+
+    @property
+    def _is_mapping(self) -> bool:
+        return self.config.mode == "mapping"
 
     def _is_new(self, view: View, track: Track) -> bool:
         T_reference_camera = se3.inverse(self._atlas.store[track.reference_id].T_world_camera) @ track.T_world_camera

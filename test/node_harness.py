@@ -48,10 +48,18 @@ Found = TypeVar("Found")
 
 
 class NodeProcess:
-    """`recon_node` with parameters, its log in a file."""
+    """`recon_node` with parameters, its log in a file. Of several at once each has a name of its own."""
 
-    def __init__(self, folder: Path, parameters: dict[str, Any] | None = None, arguments: tuple[str, ...] = ()) -> None:
-        command = [sys.executable, "-m", "recon_ros.ros.node", "--ros-args", *arguments]
+    def __init__(
+        self,
+        folder: Path,
+        parameters: dict[str, Any] | None = None,
+        arguments: tuple[str, ...] = (),
+        name: str = "recon",
+    ) -> None:
+        self.name = name
+        renamed = ("-r", f"__node:={name}") if name != "recon" else ()
+        command = [sys.executable, "-m", "recon_ros.ros.node", "--ros-args", *renamed, *arguments]
         for name, value in (parameters or {}).items():
             text = str(value).lower() if isinstance(value, bool) else f"'{value}'" if value == "" else value
             command += ["-p", f"{name}:={text}"]

@@ -179,7 +179,7 @@ def test_a_block_of_the_readme_is_replaced_and_the_rest_stays(tmp_path):
 
 def test_the_readme_has_a_place_for_every_tool():
     text = readme.README.read_text()
-    for name in ("bench", "live", "soak", "soak_node"):
+    for name in ("bench", "live", "soak", "soak_node", "loops", "kidnap"):
         assert f"<!-- {name}:begin -->" in text and f"<!-- {name}:end -->" in text
 
 

@@ -15,7 +15,7 @@ import pytest
 from recon_ros.errors import NetworkError
 from recon_ros.networks.card import ModelCard
 from recon_ros.networks.plan import GraphSpec, StepPlan
-from recon_ros.runtimes import engine_prepare
+from recon_ros.runtimes import engine_build, engine_prepare
 from recon_ros.runtimes.bundle import Bundle
 from recon_ros.runtimes.engine_build import BuildProcess
 from recon_ros.runtimes.engine_request import BuildProgress, BuildRequest, check_size
@@ -100,6 +100,20 @@ def test_the_nearest_size_is_named() -> None:
 
 def test_progress_in_words() -> None:
     assert BuildProgress("building decode", 0.374, 192.8).message == "building decode, 37 %, 3:12"
+
+
+def test_a_process_that_cannot_be_started_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NetworkError, match="cannot be started: No such file"):
+        BuildProcess(REQUEST, ["/no/such/program"]).start()
+
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(engine_build.tempfile, "TemporaryFile", full)
+    build = BuildProcess(REQUEST)
+    with pytest.raises(NetworkError, match="cannot be started: No space left on device"):
+        build.start()
+    assert not build.running and not build.done
 
 
 # The work, with a library that only pretends

@@ -18,6 +18,7 @@ import pytest
 from recon_ros.errors import NetworkError
 from recon_ros.runtimes.engine_cache import BuildStopped, EngineCache, Engines, Missing, read_engines, set_aside
 from recon_ros.runtimes.engine_key import EngineKey, differences
+from recon_ros.runtimes.trt.rtx import KERNELS_SUFFIX
 
 pytestmark = pytest.mark.faults
 
@@ -253,7 +254,18 @@ def test_an_engine_that_the_library_refuses_is_set_aside_and_rebuilt(cache: Engi
     cache.build(KEY, make)
     set_aside(cache.build(KEY, make).folder)
     assert [path.suffix for path in cache.root.iterdir() if path.is_dir()] == [".damaged"]
-    assert isinstance(cache.build(KEY, make), Engines)
+    assert_usable(cache)
+
+
+def test_kernels_beside_an_engine_disturb_nobody_and_go_with_it(cache: EngineCache) -> None:
+    built = cache.build(RTX, make)
+    kernels = built.folder / f"encode.engine{KERNELS_SUFFIX}"
+    kernels.write_bytes(b"compiled for this GPU")
+    assert cache.find(RTX) == built
+    (entry,) = cache.entries()
+    assert entry.found == built
+    truncate(built.folder)
+    assert cache.build(RTX, make).files == built.files and not kernels.exists(), "they were of the engine before"
 
 
 # A full disk

@@ -57,12 +57,36 @@ def test_every_step_equals_pytorchs_and_the_memory_given_is_not_touched(model):
         assert golden.relative_error(array, kept[name]) < BOUNDS["fp32"], name
 
 
+def test_what_is_fetched_and_used_by_a_later_graph_reaches_both():
+    bundle = tiny_bundle("dust3r-small-linear")
+    wanted = dataclasses.replace(bundle.plan, fetched=(*bundle.plan.fetched, "features"))
+    usual = OpenVinoExecutor(bundle, threads=1)
+    executor = OpenVinoExecutor(dataclasses.replace(bundle, plan=wanted), threads=1)
+    for image in images(2):
+        _, expected = usual.step(usual.initial(), image)
+        _, answers = executor.step(executor.initial(), image)
+        assert np.array_equal(answers["points2"], expected["points2"])
+        np.testing.assert_allclose(answers["features"][0].mean(axis=0), expected["descriptor"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_self_check_passes(precision):
     bundle = tiny_bundle("cut3r-small-linear")
     report = golden.check(OpenVinoExecutor(bundle, precision, threads=1), bundle.golden(), precision)
     assert report.passed and report.error < BOUNDS[precision], str(report)
     assert precision == "fp32" or report.error > 1e-4, "nothing was rounded"
+
+
+def test_an_image_in_a_message_is_taken():
+    """It may be read-only, or part of a larger one."""
+    executor = OpenVinoExecutor(tiny_bundle("cut3r-small-linear"), threads=1)
+    (image,) = images(1)
+    _, expected = executor.step(executor.initial(), image)
+    read_only, part = image.copy(), np.repeat(image, 2, axis=1)[:, ::2]
+    read_only.flags.writeable = False
+    for other in (read_only, part):
+        _, answers = executor.step(executor.initial(), other)
+        assert all(np.array_equal(answers[name], array) for name, array in expected.items())
 
 
 def test_old_memories_stay_and_answers_are_the_callers():
@@ -110,7 +134,7 @@ def test_what_cannot_run_is_said(monkeypatch, tmp_path):
     with pytest.raises(NetworkError, match=r"cannot run .*step\.onnx"):
         OpenVinoExecutor(dataclasses.replace(bundle, folder=tmp_path))
     executor = OpenVinoExecutor(bundle, threads=1)
-    with pytest.raises(NetworkError, match="the graphs take uint8"):
+    with pytest.raises(NetworkError, match="takes uint8"):
         executor.step(executor.initial(), np.zeros((HEIGHT, WIDTH + 16, 3), np.uint8))
 
 

@@ -179,7 +179,7 @@ def test_the_ladder_of_a_cpu_follows_what_it_has() -> None:
 
 
 def test_the_last_rung_of_torch_is_the_reference() -> None:
-    for mode in ("eager", "compile", "graphs"):
+    for mode in ("eager", "compile", "graphs", "compile_graphs"):
         for precision in ("auto", *PRECISIONS["torch"]):
             ladder = make_ladder("torch", precision, "cuda", mode)
             assert ladder.rungs[-1].is_reference and len(set(ladder.rungs)) == len(ladder.rungs)
@@ -382,7 +382,48 @@ def test_who_breaks_down_is_replaced_with_the_next_frame(caplog: pytest.LogCaptu
     assert prediction.points_self[0, 0, 0] == 2
 
 
+def test_when_two_break_down_in_a_row_the_third_serves(caplog: pytest.LogCaptureFixture) -> None:
+    source, _ = make(FakeWorkshop(ready={"openvino bf16", "openvino fp32"}))
+    memory, _ = source.step(source.initial_memory(), IMAGE, None)
+    for broken in ("openvino bf16", "openvino fp32"):
+        with pytest.raises(InputError, match=f"{broken} broke down"):
+            source.step(memory, np.full_like(IMAGE, 255), None)
+    with pytest.raises(InputError, match="does not like"):
+        source.step(memory, bad_image(), None)
+    _, prediction = source.step(memory, IMAGE, None)
+    assert source.runtime == "torch fp32 on cpu" and prediction.points_self[0, 0, 0] == 1
+    assert caplog.text.count("the memory is lost") == 1
+
+
+def test_a_check_without_a_result_says_why() -> None:
+    assert str(Checked(True, 0.25, "0/points")) == "in the self-check 0/points is off by 0.25× the tolerance"
+    assert str(Checked(False, float("inf"), "1/pose")) == "wrong numbers: in the self-check 1/pose is not finite"
+    failed = Checked(False, float("inf"), "", "openvino bf16: out of memory")
+    assert str(failed) == "the self-check failed: openvino bf16: out of memory"
+
+
 # --- builds
+
+
+def test_a_better_rung_is_built_while_a_lower_one_serves() -> None:
+    source, workshop = make(FakeWorkshop(ready={"openvino fp32"}), engine_build=True)
+    memory, _ = source.step(source.initial_memory(), IMAGE, None)
+    assert source.runtime == "openvino fp32" and source.runtime_status.state == "building"
+    assert [str(b.variant) for b in workshop.builds] == ["openvino bf16"]
+    workshop.finish()
+    _, prediction = source.step(memory, IMAGE, None)
+    assert source.runtime == "openvino bf16" and prediction.points_self[0, 0, 0] == 2
+
+
+def test_what_is_built_and_never_there_is_not_built_for_ever(caplog: pytest.LogCaptureFixture) -> None:
+    source, workshop = make(FakeWorkshop(impossible={"tensorrt", "tensorrt_rtx"}), engine_build=True)
+    memory = source.initial_memory()
+    for _ in range(6):
+        memory, _ = source.step(memory, IMAGE, None)
+        workshop.builds[-1].running, workshop.builds[-1].done = False, True
+    assert [str(b.variant) for b in workshop.builds] == 2 * ["openvino bf16"] + 2 * ["openvino fp32"]
+    assert "openvino bf16 is given up: it was built 2 times, and still: not in the cache" in caplog.text
+    assert source.runtime == "torch fp32 on cpu" and source.runtime_status.state == "ready"
 
 
 def test_auto_serves_while_it_builds_and_then_changes_over(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,28 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from handmade_bundle import export
 
 from recon_ros.config import Config, updated
 from recon_ros.errors import NetworkError
-from recon_ros.networks.plan import IMAGE, GraphSpec, StepPlan, TensorSpec
-from recon_ros.runtimes import engine_prepare, make_source, workshop
-from recon_ros.runtimes.bundle import (
-    GOLDEN,
-    INITIAL,
-    BundleFacts,
-    finish,
-    load_bundle,
-    plain_options,
-    save_arrays,
-    writing,
-)
-from recon_ros.runtimes.choice import Lack, Unusable
+from recon_ros.runtimes import engine_prepare, make_source, openvino_executor, workshop
+from recon_ros.runtimes.bundle import load_bundle
+from recon_ros.runtimes.choice import Lack, Machine, Unusable
 from recon_ros.runtimes.engine_cache import EngineCache
 from recon_ros.runtimes.engine_key import key_of
-from recon_ros.runtimes.engine_request import BuildRequest
-from recon_ros.runtimes.golden import sample_sizes
 from recon_ros.runtimes.ladder import Variant
-from recon_ros.runtimes.torch_network import network_card, network_digest
+from recon_ros.runtimes.torch_network import network_digest
 from recon_ros.runtimes.trt import cuda, runner
 from recon_ros.runtimes.trt.device import Gpu
 from recon_ros.runtimes.trt.engine import EngineRefused
@@ -41,15 +30,16 @@ from recon_ros.runtimes.workshop import NetworkWorkshop
 
 MODEL, SIZE = "cut3r-small-linear", (96, 64)
 OPENVINO, BF16 = Variant("openvino", "fp32", device=""), Variant("openvino", "bf16", device="")
+INT8 = Variant("openvino", "int8", device="")
 TENSORRT, TORCH = Variant("tensorrt", "fp16", device=""), Variant("torch", "fp32", mode="eager")
 ORIN = Gpu("Orin", "8.7", 16, 64000, "540.3.0", "12.6")
-DISTRIBUTIONS = {"torch", "openvino"}
+DISTRIBUTIONS = {"torch", "openvino", "nncf"}
 Install = Callable[..., None]
 
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Pretend that these of torch and openvino are installed, and no other, and that there is no GPU."""
+    """Pretend that these of torch, openvino and nncf are installed, and no other, and that there is no GPU."""
     real = importlib.util.find_spec
     monkeypatch.setattr(workshop, "find_gpu", lambda: None)
 
@@ -66,37 +56,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def make(folder: Path, **options: Any) -> NetworkWorkshop:
     return NetworkWorkshop(updated(Config(), {"source": MODEL, "engine.cache": str(folder), **options}))
-
-
-def export(cache: Path, model: str = MODEL, weights_digest: str = "", precision: str = "fp32") -> Path:
-    """A bundle of an empty graph where the network's is looked for."""
-    tensors = {
-        IMAGE: TensorSpec((SIZE[1], SIZE[0], 3), "uint8"),
-        "state": TensorSpec((1, 2), "float32"),
-        "state.next": TensorSpec((1, 2), "float32"),
-    }
-    graphs = (GraphSpec("step", (IMAGE, "state"), ("state.next",)),)
-    plan = StepPlan("cut3r", *SIZE, graphs, tensors, memory=("state",), fetched=())
-    digest = weights_digest or network_digest(model)
-    request = BuildRequest(model=model, width=SIZE[0], height=SIZE[1], precision=precision, cache=str(cache))
-    folder = engine_prepare.bundle_place(request, digest)
-    facts = BundleFacts(
-        model=network_card(model).name,
-        card=network_card(model),
-        terms="",
-        precision=precision,
-        attention="softmax32",
-        options=plain_options({"update_rule": "filt3r", "outputs": ()}),
-        weights_digest=digest,
-        made_by="hand",
-        plan=plan,
-    )
-    with writing(folder) as part:
-        (part / "step.onnx").write_bytes(b"onnx")
-        save_arrays(part / INITIAL, {"state": np.zeros((1, 2), np.float32)})
-        save_arrays(part / GOLDEN, {name: np.zeros(n, np.float32) for name, n in sample_sizes(plan).items()})
-        finish(part, folder, facts)
-    return folder
 
 
 def test_what_is_not_installed_is_said_before_the_first_image(tmp_path: Path, install: Install) -> None:
@@ -140,7 +99,7 @@ def test_what_is_missing_comes_with_the_command_that_makes_it(tmp_path: Path, in
 
 def test_exported_graphs_are_found_for_every_precision_they_serve(tmp_path: Path, install: Install) -> None:
     install("openvino")
-    folder = export(tmp_path)
+    folder = export(tmp_path, MODEL, SIZE)
     assert make(tmp_path).lack(OPENVINO, SIZE) is None and make(tmp_path).lack(BF16, SIZE) is None
     for other in (make(tmp_path).lack(OPENVINO, (64, 64)), make(tmp_path, update_rule="ttt3r").lack(OPENVINO, SIZE)):
         assert other is not None, "of another size, or with another rule"
@@ -158,13 +117,61 @@ def test_graphs_serve_where_the_weights_are_not(
     model = "cut3r_512_dpt"
     with pytest.raises(NetworkError, match="no weights at"):
         make(tmp_path, source=model)
-    export(tmp_path, model, weights_digest="abc")
+    export(tmp_path, model, SIZE, weights_digest="abc")
     shop = make(tmp_path, source=model)
     assert shop.lack(OPENVINO, SIZE) is None
     lack = shop.lack(TORCH, None)
     assert lack is not None and "no weights at" in lack.reason and not lack.buildable
     lack = shop.lack(OPENVINO, (512, 384))
     assert lack is not None and not lack.buildable and "no weights at" in lack.reason
+
+
+def test_int8_is_made_from_graphs_where_the_weights_are_not(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    install("openvino", "nncf")
+    model = "cut3r_512_dpt"
+    export(tmp_path, model, SIZE, weights_digest="abc")
+    lack = make(tmp_path, source=model).lack(INT8, SIZE)
+    assert lack is not None and lack.buildable and "--runtime openvino --precision int8" in lack.command
+    lack = make(tmp_path, source=model).lack(INT8, (512, 384))
+    assert lack is not None and not lack.buildable and "no weights at" in lack.reason, "there is nothing to round"
+    install("openvino", "torch")
+    lack = make(tmp_path, source=model).lack(INT8, SIZE)
+    assert lack is not None and not lack.buildable and "pip install nncf" in lack.reason
+
+
+def test_graphs_of_random_weights_do_not_stand_in_for_the_network(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "nothing"))
+    install("openvino", "torch")
+    model = "cut3r_512_dpt"
+    export(tmp_path, model, SIZE, weights_digest=network_digest(model, seeded=True))
+    with pytest.raises(NetworkError, match="no weights at"):
+        make(tmp_path, source=model)
+
+
+def test_a_cache_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(folder: Path) -> Any:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    install("openvino", "torch")
+    folder = export(tmp_path, MODEL, SIZE)
+    monkeypatch.setattr(workshop, "load_bundle", deny)
+    assert str(make(tmp_path).lack(OPENVINO, SIZE)) == f"the cache cannot be read: {folder}: Permission denied"
+
+
+def test_a_broken_library_leaves_the_others(tmp_path: Path, install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Any:
+        raise NetworkError("libopenvino.so: undefined symbol")
+
+    install("openvino", "torch")
+    monkeypatch.setattr(openvino_executor, "cpu_precisions", broken)
+    assert make(tmp_path).machine == Machine()
 
 
 def test_engines_that_the_library_refuses_are_put_aside_once(
@@ -174,7 +181,7 @@ def test_engines_that_the_library_refuses_are_put_aside_once(
     library = Library(None, "tensorrt", "10.3.0")
     monkeypatch.setattr(workshop, "find_gpu", lambda: ORIN)
     monkeypatch.setattr(workshop, "load_library", lambda name: library)
-    bundle = load_bundle(export(tmp_path, precision="fp16"))
+    bundle = load_bundle(export(tmp_path, MODEL, SIZE, precision="fp16"))
     shop = make(tmp_path)
     lack = shop.lack(TENSORRT, SIZE)
     assert lack is not None and lack.buildable and "--runtime tensorrt --precision fp16" in lack.command
@@ -188,7 +195,7 @@ def test_engines_that_the_library_refuses_are_put_aside_once(
         cache.build(key, lambda folder: (folder / "step.engine").write_bytes(b"engine") and None)
 
     def refuse(*arguments: Any) -> Any:
-        raise EngineRefused("it was built by another version")
+        raise EngineRefused("memory.keys is unknown: it was built by another version")
 
     monkeypatch.setattr(runner, "TrtExecutor", refuse)
     monkeypatch.setattr(cuda, "find_cuda", lambda: None)

@@ -220,6 +220,16 @@ def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
     assert len(made) == 2 and bundle.load_bundle(tmp_path / "made") == made[1]
 
 
+def test_who_waits_may_give_up(tmp_path: Path) -> None:
+    def give_up() -> None:
+        raise InterruptedError("no longer")
+
+    with bundle.writing(tmp_path / "made") as part:
+        with pytest.raises(NetworkError, match="no longer"), bundle.writing(tmp_path / "made", give_up):
+            pytest.fail("two have it")
+        assert part.is_dir()
+
+
 def test_folders_in_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     key: dict[str, Any] = {

@@ -203,7 +203,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(NetworkError, match="GB may be needed"):
+    with pytest.raises(NetworkError, match="MB may be needed"):
         export_bundle(open_tiny("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made")
 
 

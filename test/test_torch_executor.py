@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs torch")
 
 from recon_ros import Camera, load_network  # noqa: E402
+from recon_ros.config import EngineConfig  # noqa: E402
 from recon_ros.errors import InputError, NetworkError  # noqa: E402
 from recon_ros.networks.graphs import StepGraphs, build_graphs  # noqa: E402
 from recon_ros.runtimes import torch_executor  # noqa: E402
@@ -108,6 +109,13 @@ def test_a_memory_that_is_not_of_the_plan_is_refused() -> None:
             executor.write(damaged)
 
 
+def test_an_image_that_is_not_of_the_plan_is_refused() -> None:
+    executor = TorchExecutor(graphs_of("cut3r-small-linear"))
+    for image in (np.zeros((64, 64, 3), np.uint8), np.zeros((64, 96, 3), np.float32)):
+        with pytest.raises(NetworkError, match=r"this cut3r takes uint8 \(64, 96, 3\)"):
+            executor.step(executor.initial(), image)  # type: ignore[arg-type]
+
+
 def test_what_this_machine_has_not_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     graphs = graphs_of("cut3r-small-linear")
@@ -130,6 +138,7 @@ def test_compiling_happens_before_the_first_image(monkeypatch: pytest.MonkeyPatc
 
         def call(*tensors: Any) -> Any:
             calls.append(module)
+            assert all(tensor.is_inference() for tensor in tensors), "of another kind, it would be compiled anew"
             return module(*tensors)
 
         return call
@@ -139,6 +148,9 @@ def test_compiling_happens_before_the_first_image(monkeypatch: pytest.MonkeyPatc
     executor = TorchExecutor(graphs, mode="compile", precision="bf16")
     assert compiled == calls == list(graphs.modules.values())
     assert executor.runtime == "torch bf16 compile"
+    memory, _ = executor.step(executor.initial(), pictures(1)[0])
+    for again in (memory, executor.write(executor.read(memory))):
+        executor.step(again, pictures(1)[0])
 
     def break_down(module: Any, dynamic: bool) -> Any:
         def call(*tensors: Any) -> Any:
@@ -194,3 +206,7 @@ def test_a_named_network_takes_a_saved_memory_before_any_image() -> None:
     np.testing.assert_array_equal(found.points_self, expected.points_self)
     with pytest.raises(NetworkError, match="does not say of which size"):
         load_network("spann3r-small").load_memory({"frames": np.zeros((), np.int32)})
+
+
+def test_every_mode_can_be_asked_for() -> None:
+    assert EngineConfig.__dataclass_fields__["torch_mode"].metadata["choices"] == torch_executor.MODES

@@ -38,7 +38,6 @@ class Status(enum.IntEnum):
 class Kind(enum.Enum):
     cudaMemcpyHostToDevice = 1
     cudaMemcpyDeviceToHost = 2
-    cudaMemcpyDeviceToDevice = 3
 
 
 class FakeCudart:
@@ -83,10 +82,6 @@ class FakeCudart:
             ctypes.memmove(target, source, nbytes)
 
         return self._send(work)
-
-    def cudaMemsetAsync(self, target: int, value: int, nbytes: int, stream: int) -> tuple[Status]:
-        assert stream == 99
-        return self._send(lambda: ctypes.memset(target, value, nbytes))
 
     def _send(self, work: Any) -> tuple[Status]:
         if self.capturing:
@@ -148,25 +143,13 @@ def test_there_and_back(cuda: Cuda, shape: tuple[int, ...], dtype: Any) -> None:
     there, back = cuda.pinned(shape, dtype), cuda.pinned(shape, dtype)
     assert there.shape == shape and there.dtype == dtype and there.flags.c_contiguous and there.flags.writeable
     there[...] = random.integers(0, 100, shape)
-    one, two = cuda.allocate(there.nbytes), cuda.allocate(there.nbytes)
-    cuda.upload(one, there)
-    cuda.copy(two, one, there.nbytes)
-    cuda.download(back, two)
+    address = cuda.allocate(there.nbytes)
+    cuda.upload(address, there)
+    cuda.download(back, address)
     cuda.synchronise()
     np.testing.assert_array_equal(there, back)
     cuda.close()
     cuda.close()
-
-
-def test_clear(cuda: Cuda) -> None:
-    host = cuda.pinned((8,), np.uint8)
-    host[:] = 7
-    address = cuda.allocate(8)
-    cuda.upload(address, host)
-    cuda.clear(address, 5)
-    cuda.download(host, address)
-    cuda.synchronise()
-    assert host.tolist() == [0, 0, 0, 0, 0, 7, 7, 7]
 
 
 def test_name(cuda: Cuda) -> None:
@@ -206,15 +189,15 @@ def test_all_is_given_back() -> None:
     cudart = FakeCudart()
     cuda = CudaPython(cudart)
     addresses = [cuda.allocate(8), cuda.allocate(16)]
-    host = cuda.pinned((4,), np.uint8).ctypes.data
-    graph = cuda.capture(lambda: cuda.clear(addresses[0], 8))
+    array = cuda.pinned((4,), np.uint8)
+    graph = cuda.capture(lambda: cuda.upload(addresses[0], array))
     cudart.freed.clear()
     cuda.close()
     assert cudart.freed == [
         ("cudaGraphExecDestroy", graph),
         ("cudaFree", addresses[0]),
         ("cudaFree", addresses[1]),
-        ("cudaFreeHost", host),
+        ("cudaFreeHost", array.ctypes.data),
         ("cudaStreamDestroy", 99),
     ]
     cuda.close()

@@ -79,12 +79,6 @@ class FakeCuda:
 
         self.send(work)
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        self.send(lambda: self.put(target, self.memory[source][:nbytes]))
-
-    def clear(self, address: int, nbytes: int) -> None:
-        self.send(lambda: self.put(address, np.zeros(nbytes, np.uint8)))
-
     def synchronise(self) -> None:
         assert self.captured is None, "waited while capturing"
         if self.fail_synchronise:

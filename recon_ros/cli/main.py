@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from recon_ros.cli.engine import engine
+from recon_ros.cli.maps import maps
 from recon_ros.cli.models import models
 from recon_ros.cli.spoken import spoken_errors
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
+app.add_typer(maps, name="map")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[
@@ -43,6 +45,12 @@ def run(
     recording: Annotated[Path, typer.Argument(metavar="BAG_OR_DATASET", help="rosbag2 folder, .mcap, .db3 or .bag")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; made when missing")],
     source: Annotated[str | None, typer.Option(help="Where pointmaps come from", show_default="depth")] = None,
+    map_folder: Annotated[
+        Path | None, typer.Option("--map", help="Saved map to go on with, in its frame", show_default=False)
+    ] = None,
+    save_map: Annotated[
+        Path | None, typer.Option("--save-map", help="Folder to save the map to", show_default=False)
+    ] = None,
     no_loops: Annotated[bool, typer.Option("--no-loops", help="Close no loops")] = False,
     save_depth: Annotated[bool, typer.Option("--save-depth", help="Also write depth/<stamp_ns>.npy")] = False,
     evaluate_map: Annotated[
@@ -67,7 +75,8 @@ def run(
             ground_truth=ground_truth_topic,
         )
         chosen = [*(settings or []), *(["loops.enabled=false"] if no_loops else [])]
-        Offline(recording, out, resolve(config, chosen, source), topics, save_depth, evaluate_map).run()
+        chosen += [] if map_folder is None else [f"map.load={map_folder}"]
+        Offline(recording, out, resolve(config, chosen, source), topics, save_depth, evaluate_map, save_map).run()
 
 
 @app.command()

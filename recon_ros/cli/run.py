@@ -20,6 +20,7 @@ from recon_ros.datasets.rosbag import BagReader
 from recon_ros.datasets.topics import Topics
 from recon_ros.errors import ConfigError, DatasetError, InputError, ReconError
 from recon_ros.evaluation.report import RunRecord, build_report
+from recon_ros.export.snapshot import Snapshot, write_snapshot
 from recon_ros.export.tum import write_tum
 from recon_ros.frame import Frame, State, Trajectory, Update
 from recon_ros.reconstructor import Reconstructor
@@ -41,22 +42,39 @@ def resolve(path: Path | None, settings: list[str], source: str | None) -> Confi
     if path is not None:
         node_options = flatten(NodeConfig())
         config = updated(config, {k: v for k, v in load_yaml(path).items() if k not in node_options})
+    flat = settings_of(settings)
+    if source is not None:
+        flat["source"] = source
+    return updated(config, flat)
+
+
+def settings_of(settings: list[str]) -> dict[str, str]:
+    """Flat options from ``key=value`` texts.
+
+    Raises:
+        ConfigError: for one without a value.
+    """
     flat = {}
     for setting in settings:
         key, separator, value = setting.partition("=")
         if not separator:
             raise ConfigError(f"--set {setting} has no value; write --set key=value")
         flat[key.strip()] = value.strip()
-    if source is not None:
-        flat["source"] = source
-    return updated(config, flat)
+    return flat
 
 
 class Offline:
     """One offline run."""
 
     def __init__(
-        self, recording: Path, out: Path, config: Config, topics: Topics, save_depth: bool, evaluate_map: bool
+        self,
+        recording: Path,
+        out: Path,
+        config: Config,
+        topics: Topics,
+        save_depth: bool,
+        evaluate_map: bool,
+        save_map: Path | None = None,
     ) -> None:
         self._recording = recording
         self._out = out
@@ -64,6 +82,7 @@ class Offline:
         self._topics = topics
         self._save_depth = save_depth
         self._evaluate_map = evaluate_map
+        self._save_map = save_map
         self._console = Console(stderr=True)
         self._settled = False
 
@@ -168,6 +187,9 @@ class Offline:
     def _write(self, reader: BagReader) -> None:
         reconstructor = self._reconstructor
         reconstructor.settle()
+        if self._save_map is not None:
+            snapshot = Snapshot(reconstructor.state_of_map(), reconstructor.map_cloud(), nested(self._config))
+            write_snapshot(snapshot, self._save_map)
         keyframes = reconstructor.keyframes
         write_tum(self._out / "trajectory_live.tum", reconstructor.live_trajectory())
         write_tum(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import gaussian_filter1d
 
-from recon_ros.datasets.warehouse import LOOP, warehouse
+from recon_ros.datasets.warehouse import driven_rectangle, warehouse
 from recon_ros.errors import DatasetError
 from recon_ros.frame import Frame, Trajectory
 from recon_ros.geometry import se3
@@ -30,8 +30,8 @@ START_OFFSET = 2.5  # of the first frame behind the loop's first corner, metres 
 class AisleLoop:
     """The driven way: a closed smooth curve and the pose of the camera along it."""
 
-    def __init__(self) -> None:
-        outline = _rounded_rectangle(*LOOP, CORNER_RADIUS)
+    def __init__(self, stretch: int = 0) -> None:
+        outline = _rounded_rectangle(*driven_rectangle(stretch), CORNER_RADIUS)
         # Smoothing makes the turning rate continuous, as that of a vehicle with a mass is.
         smooth = gaussian_filter1d(outline, 12, axis=0, mode="wrap")
         closed = np.vstack([smooth, smooth[:1]])
@@ -68,6 +68,7 @@ class SyntheticWarehouse:
             otherwise the depth is exact.
         shake: amplitude in radians of a smooth roll and pitch disturbance.
         seed: of the scene, the noise and the disturbance.
+        stretch: bays of 2.7 m by which the hall is longer; each makes a lap 5.4 m longer.
 
     Raises:
         DatasetError: for fewer than one frame, or a size, rate or range that is not positive.
@@ -86,6 +87,7 @@ class SyntheticWarehouse:
         noise: bool = False,
         shake: float = 0.0,
         seed: int = 0,
+        stretch: int = 0,
     ) -> None:
         for name, value in (
             ("frames", frames),
@@ -102,7 +104,8 @@ class SyntheticWarehouse:
         self.camera = Camera.from_focal(width, height, width / 2 / float(np.tan(fov / 2)))
         self.speed, self.max_range, self.noise, self.shake, self.seed = speed, max_range, noise, shake, seed
         self._period_ns = round(1e9 / rate_hz)
-        self._loop = AisleLoop()
+        self.stretch = stretch
+        self._loop = AisleLoop(stretch)
 
     def __len__(self) -> int:
         return self.frames
@@ -114,7 +117,7 @@ class SyntheticWarehouse:
         """Frame `index`; raises IndexError outside the recording."""
         if not 0 <= index < self.frames:
             raise IndexError(f"frame {index} of {self.frames}")
-        image, depth = warehouse(self.seed).render(self.pose(index), self.camera)
+        image, depth = warehouse(self.seed, self.stretch).render(self.pose(index), self.camera)
         depth[depth > self.max_range] = np.nan
         if self.noise:
             rng = np.random.default_rng((self.seed, index))

@@ -40,11 +40,26 @@ CORNERS = {
 Vector = tuple[float, float, float]
 
 
-class WarehouseBuilder:
-    """Collects the quads and textures of one warehouse; the same seed gives the same one."""
+def driven_rectangle(stretch: int = 0) -> tuple[float, float, float, float]:
+    """`LOOP` in a hall that is `stretch` bays longer."""
+    x0, y0, x1, y1 = LOOP
+    return x0, y0, x1 + stretch * BAY, y1
 
-    def __init__(self, seed: int) -> None:
+
+class WarehouseBuilder:
+    """Collects the quads and textures of one warehouse; the same arguments give the same one.
+
+    Args:
+        seed: of everything that is random.
+        stretch: bays by which the rows of racks, and the hall with them, are longer.
+    """
+
+    def __init__(self, seed: int, stretch: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
+        self.extra = stretch * BAY
+        self.length = LENGTH + self.extra
+        self.loop = driven_rectangle(stretch)
+        self.rows = tuple((x, y, side, bays + stretch, name) for x, y, side, bays, name in ROWS)
         self.quads = Quads()
         self.textures: list[tx.Texture] = []
         self._make_textures()
@@ -125,20 +140,20 @@ class WarehouseBuilder:
     def hall(self) -> None:
         """Floor, walls with posters and gates, ceiling with lamps."""
         floor = self._keep(self._painted_floor())[0]
-        self.quads.add([(0, WIDTH, 0), (LENGTH, WIDTH, 0), (LENGTH, 0, 0), (0, 0, 0)], floor)
-        for x0 in np.arange(0, LENGTH, 3.3):
+        self.quads.add([(0, WIDTH, 0), (self.length, WIDTH, 0), (self.length, 0, 0), (0, 0, 0)], floor)
+        for x0 in np.arange(0, self.length, 3.3):
             for y0 in np.arange(0, WIDTH, 2.5):
-                x1, y1 = min(x0 + 3.3, LENGTH), min(y0 + 2.5, WIDTH)
+                x1, y1 = min(x0 + 3.3, self.length), min(y0 + 2.5, WIDTH)
                 window = (0.0, 0.0, (x1 - x0) / 3.3, (y1 - y0) / 2.5)
                 corners = [(x0, y0, HEIGHT), (x1, y0, HEIGHT), (x1, y1, HEIGHT), (x0, y1, HEIGHT)]
                 self.quads.add(corners, self.ceiling[0], window)
         for y in np.arange(1.2, WIDTH, 1.96):
-            self.steel((0, y, HEIGHT - 0.35), (LENGTH, 0.14, 0.14), self.dark[0], LENGTH)
+            self.steel((0, y, HEIGHT - 0.35), (self.length, 0.14, 0.14), self.dark[0], self.length)
         for a, b in (
             ((0, 0), (0, WIDTH)),
-            ((0, WIDTH), (LENGTH, WIDTH)),
-            ((LENGTH, WIDTH), (LENGTH, 0)),
-            ((LENGTH, 0), (0, 0)),
+            ((0, WIDTH), (self.length, WIDTH)),
+            ((self.length, WIDTH), (self.length, 0)),
+            ((self.length, 0), (0, 0)),
         ):
             self._wall(np.array(a, float), np.array(b, float))
 
@@ -182,27 +197,28 @@ class WarehouseBuilder:
         self.quads.add(_upright(p, p + along * w, low, low + h), texture)
 
     def _painted_floor(self) -> tx.Texture:
-        painter = FloorPainter(self.rng, LENGTH, WIDTH, FLOOR_TEXEL)
-        for x, y, side, bays, name in ROWS:
+        painter = FloorPainter(self.rng, self.length, WIDTH, FLOOR_TEXEL)
+        for x, y, side, bays, name in self.rows:
             painter.line((x - 0.3, y + side * 0.25), (x + bays * BAY + 0.3, y + side * 0.25), 0.1)
             for bay in range(bays):
                 painter.text(f"{name}{bay + 1}", x + (bay + 0.5) * BAY, y + side * 0.62, 0.3, 0 if side < 0 else 180)
         painter.hazard((3.6, 5.0, 3.95, 7.2))
-        painter.hazard((12.25, 5.0, 12.6, 7.2))
-        for x in (3.6, 7.2, 10.8):
-            painter.arrow(x, LOOP[1], 0.0)
-            painter.arrow(x + 0.8, LOOP[3], 180.0)
-        painter.arrow(LOOP[2], 6.1, 90.0)
-        painter.arrow(LOOP[0], 6.1, -90.0)
+        painter.hazard((12.25 + self.extra, 5.0, 12.6 + self.extra, 7.2))
+        for x in np.arange(3.6, self.length - 4.0, 3.6).tolist():
+            painter.arrow(x, self.loop[1], 0.0)
+            painter.arrow(x + 0.8, self.loop[3], 180.0)
+        painter.arrow(self.loop[2], 6.1, 90.0)
+        painter.arrow(self.loop[0], 6.1, -90.0)
         for words, x, y, angle in (
-            ("STOP", 13.3, 3.1, 90),
+            ("STOP", 13.3 + self.extra, 3.1, 90),
             ("SLOW", 2.9, 9.1, 90),
-            ("KEEP CLEAR", 14.9, 4.4, 90),
+            ("KEEP CLEAR", 14.9 + self.extra, 4.4, 90),
             ("HALL 4", 1.0, 8.2, -90),
         ):
             painter.text(words, x, y, 0.34, angle)
-        for rectangle in ((0.25, 0.3, 1.7, 4.6), (14.7, 7.4, 15.95, 11.9), (0.25, 9.4, 1.7, 11.9)):
-            painter.frame(rectangle)
+        painter.frame((0.25, 0.3, 1.7, 4.6))
+        painter.frame((14.7 + self.extra, 7.4, 15.95 + self.extra, 11.9))
+        painter.frame((0.25, 9.4, 1.7, 11.9))
         return painter.image
 
     def rack(self, x: float, front: float, side: int, bays: int, name: str) -> None:
@@ -314,14 +330,14 @@ class WarehouseBuilder:
             (0.35, 0.5),
             (0.4, 1.75),
             (0.35, 3.2),
-            (14.78, 7.7),
-            (14.75, 9.0),
-            (14.8, 10.6),
+            (14.78 + self.extra, 7.7),
+            (14.75 + self.extra, 9.0),
+            (14.8 + self.extra, 10.6),
             (0.4, 9.7),
             (0.35, 10.8),
         ):
             self.pallet(x, y, 0.0, 1.16, 0.86, float(self.rng.uniform(0.7, 1.5)))
-        for x, y, count in ((14.8, 0.7, 7), (14.75, 1.8, 4), (0.3, 5.4, 9)):
+        for x, y, count in ((14.8 + self.extra, 0.7, 7), (14.75 + self.extra, 1.8, 4), (0.3, 5.4, 9)):
             for i in range(count):
                 low = (x + float(self.rng.normal(0, 0.012)), y + float(self.rng.normal(0, 0.012)), i * 0.145)
                 plank = self.pick(self.plank)
@@ -332,7 +348,7 @@ class WarehouseBuilder:
                 )
                 for j in range(3):
                     self.box((low[0] + j * 0.53, low[1], low[2]), (0.1, 0.86, 0.1), {"": plank})
-        self._fork_lift(14.75, 3.3)
+        self._fork_lift(14.75 + self.extra, 3.3)
 
     def _fork_lift(self, x: float, y: float) -> None:
         """A counterbalance truck facing -y, made of boxes."""
@@ -353,11 +369,11 @@ class WarehouseBuilder:
     def lamps(self) -> NDArray[np.float64]:
         """Two strips of lamps over each aisle; the (L, 3) points of light beneath them."""
         positions = []
-        for y in (LOOP[1], LOOP[3]):
-            for x in np.arange(1.8, LENGTH - 1, 2.55):
+        for y in (self.loop[1], self.loop[3]):
+            for x in np.arange(1.8, self.length - 1, 2.55):
                 self.box((x - 0.7, y - 0.08, HEIGHT - 0.5), (1.4, 0.16, 0.06), {"": self.lamp[0]}, emission=1.0)
                 positions += [(x - 0.35, y, HEIGHT - 0.55), (x + 0.35, y, HEIGHT - 0.55)]
-        for x in (1.0, LENGTH - 1.0):
+        for x in (1.0, self.length - 1.0):
             self.box((x - 0.08, 5.3, HEIGHT - 0.5), (0.16, 1.6, 0.06), {"": self.lamp[0]}, emission=1.0)
             positions += [(x, 5.7, HEIGHT - 0.55), (x, 6.5, HEIGHT - 0.55)]
         return np.array(positions)
@@ -365,7 +381,7 @@ class WarehouseBuilder:
     def build(self) -> TexturedScene:
         """The whole scene."""
         self.hall()
-        for row in ROWS:
+        for row in self.rows:
             self.rack(*row)
         self.yard()
         lamps = self.lamps()
@@ -379,6 +395,6 @@ def _upright(a: NDArray[Any], b: NDArray[Any], low: float, high: float) -> list[
 
 
 @lru_cache(maxsize=2)
-def warehouse(seed: int = 0) -> TexturedScene:
-    """The scene of a seed; kept, because building it takes seconds."""
-    return WarehouseBuilder(seed).build()
+def warehouse(seed: int = 0, stretch: int = 0) -> TexturedScene:
+    """The scene of these arguments; kept, because building it takes seconds."""
+    return WarehouseBuilder(seed, stretch).build()

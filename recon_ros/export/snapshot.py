@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A saved map: one folder with the cloud, the trajectories and the configuration, written whole or not at all."""
+"""Writes a saved map: what `mapping.folder` loads again, and beside it the files that other tools read."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,14 @@ import yaml
 from recon_ros.errors import ReconError
 from recon_ros.export.ply import write_ply
 from recon_ros.export.tum import write_tum
-from recon_ros.frame import Cloud, Trajectory
+from recon_ros.frame import Cloud
+from recon_ros.mapping import folder_swap
+from recon_ros.mapping.folder import CONFIG, seal
+from recon_ros.mapping.folder_arrays import write_arrays
+from recon_ros.mapping.map_data import MapData
 
-FILES = ("map.ply", "trajectory.tum", "keyframes.tum", "config.yaml")
+FILES = ("map.ply", "trajectory.tum", "keyframes.tum", CONFIG)
+"""What a saved map has for others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,25 +27,22 @@ class Snapshot:
     """What is known at one moment; nothing in it changes afterwards, so another thread can write it.
 
     Attributes:
-        cloud: the map's points in the world.
-        trajectory: T_world_camera of every processed frame after all corrections.
-        keyframes: T_world_camera of the keyframes, by id.
+        data: the map.
+        cloud: its points in the world.
         config: the resolved configuration, nested plain values.
-        is_metric: whether lengths are metres.
     """
 
+    data: MapData
     cloud: Cloud
-    trajectory: Trajectory
-    keyframes: Trajectory
     config: dict[str, Any]
-    is_metric: bool
 
 
 def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
-    """Write the files of a snapshot to `folder`; returns its absolute path.
+    """Write a saved map to `folder`; returns its absolute path.
 
-    They are written beside it and moved into place when they are complete, so a crash or a full disk leaves
-    what was there before. A saved map of that name is replaced; any other folder is left alone.
+    It is written beside it, brought to the disk, and moved into place when it is complete, so that a crash, a full disk
+    or a kill at any moment leaves the old map or the new one. A saved map of that name is replaced; any other folder is
+    left alone.
 
     Raises:
         ReconError: when `folder` holds something else than a saved map, or cannot be written.
@@ -51,38 +50,31 @@ def write_snapshot(snapshot: Snapshot, folder: Path) -> Path:
     folder = folder.expanduser().absolute()
     if folder.exists() and not _is_saved_map(folder):
         raise ReconError(f"{folder} exists and is not a saved map; it is not overwritten, choose another path")
-    unfinished = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        unfinished.mkdir(parents=True)
-        _write_files(snapshot, unfinished)
-        _move_into_place(unfinished, folder)
+        with folder_swap.replacing(folder) as unfinished:
+            write_arrays(snapshot.data, unfinished)
+            write_views(snapshot, unfinished)
+            seal(snapshot.data, unfinished)
     except OSError as error:
         raise ReconError(f"cannot write the map to {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return folder
 
 
-def _write_files(snapshot: Snapshot, folder: Path) -> None:
-    unit = "metres" if snapshot.is_metric else "of no known scale"
-    write_ply(folder / "map.ply", snapshot.cloud, f"recon_ros map in the first camera's optical frame, {unit}")
-    write_tum(folder / "trajectory.tum", snapshot.trajectory)
-    write_tum(folder / "keyframes.tum", snapshot.keyframes)
-    (folder / "config.yaml").write_text(yaml.safe_dump(snapshot.config, sort_keys=False))
+def write_views(snapshot: Snapshot, folder: Path) -> None:
+    """Write what other tools read: cloud, trajectories and configuration.
 
-
-def _move_into_place(unfinished: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(unfinished, folder)
-        return
-    replaced = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.old")
-    os.rename(folder, replaced)
-    os.rename(unfinished, folder)
-    shutil.rmtree(replaced, ignore_errors=True)
+    Raises:
+        OSError: when a file cannot be written.
+    """
+    data = snapshot.data
+    write_ply(folder / "map.ply", snapshot.cloud, f"recon_ros map in the first camera's optical frame, {data.unit}")
+    write_tum(folder / "trajectory.tum", data.trajectory())
+    write_tum(folder / "keyframes.tum", data.keyframe_trajectory())
+    (folder / CONFIG).write_text(yaml.safe_dump(snapshot.config, sort_keys=False))
 
 
 def _is_saved_map(folder: Path) -> bool:
-    """A folder that is empty, or that has our files and no folders."""
+    """A folder that is empty, or that has the files of a map and no folders."""
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}

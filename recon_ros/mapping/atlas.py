@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ from recon_ros.mapping.backend import Backend, InlineBackend, ThreadBackend
 from recon_ros.mapping.backend_process import ProcessBackend
 from recon_ros.mapping.fusion import VoxelMap
 from recon_ros.mapping.loops import Loop, LoopDetector
+from recon_ros.mapping.map_data import MapData, SourceFacts
 from recon_ros.mapping.pose_graph import Edge, PoseGraph, Solution, optimise
 from recon_ros.mapping.trajectory import TrajectoryLog
 from recon_ros.memory.places import Candidate, PlaceIndex
@@ -66,6 +68,8 @@ class Atlas:
         self.graph = PoseGraph(scale_drifts)
         self.cloud = VoxelMap(config.map)
         self.path = TrajectoryLog(config.memory.max_poses)
+        self._earlier_path = TrajectoryLog(config.memory.max_poses)
+        self._newest: int | None = None
         self._looking: Backend = ThreadBackend() if live and config.loops.enabled else InlineBackend()
         self._solving: Backend = ProcessBackend() if live and config.loops.enabled else InlineBackend()
         self._loops: dict[int, Loop] = {}
@@ -84,6 +88,40 @@ class Atlas:
         """The loops that are believed, in the order in which they were found."""
         return tuple(loop for edge, loop in self._loops.items() if edge not in self._rejected)
 
+    # -- saved and restored ----------------------------------------------------------------------------------
+
+    def data(self, source: SourceFacts) -> MapData:
+        """The map as it is now, for another thread to write; what keyframes saw is shared."""
+        return MapData(
+            keyframes=self.store.frozen().keyframes,
+            next_id=self.store.next_id,
+            descriptors=self.places.descriptors(),
+            graph=self.graph.snapshot(),
+            loops=dict(self._loops),
+            rejected=self._rejected,
+            path=np.concatenate([self._earlier_path.rows(), self.path.rows()]),
+            source=source,
+        )
+
+    def restore(self, data: MapData) -> None:
+        """Begin with a saved map, in place of the nothing there is; its path is kept apart from what comes.
+
+        The first keyframe after it is tied to what it was tracked against, and not to the newest of the map, which may
+        be anywhere.
+
+        Raises:
+            InputError: when the graph is none.
+        """
+        self.graph = PoseGraph.restored(data.graph)
+        self.store.restore((replace(k, T_world_camera=k.T_world_camera.copy()) for k in data.keyframes), data.next_id)
+        self.store.split(self.graph.components())
+        for keyframe in self.store.keyframes:
+            self.cloud.add(keyframe)
+            self.places.add(keyframe.id, keyframe.features, data.descriptors.get(keyframe.id))
+        self._loops, self._rejected = dict(data.loops), data.rejected
+        self._earlier_path.extend(data.path)
+        self._prune()
+
     # -- growing ---------------------------------------------------------------------------------------------
 
     def add(
@@ -92,22 +130,30 @@ class Atlas:
         reference_id: int | None,
         information: Matrix,
         descriptor: NDArray[np.float32] | None = None,
+        uninterrupted: bool = True,
     ) -> None:
         """Take a keyframe in, tied to the one it was tracked against, and look whether it closes a loop.
 
         Args:
             keyframe: with the store's next id.
-            reference_id: the keyframe that its pose was measured against; None for the first.
+            reference_id: the keyframe that its pose was measured against; None for the first of a map, and of a submap
+                whose place in the map nobody knows yet.
             information: (6, 6) of that measurement, in the keyframe's camera frame.
             descriptor: a network's, of the place.
+            uninterrupted: tracking came here from the newest keyframe, which ties the two as well.
         """
-        previous = self.store.keyframes[-1].id if len(self.store) else None
-        self.store.add(keyframe)
+        previous, self._newest = self._newest, keyframe.id
+        submap = self.store.new_submap() if reference_id is None and len(self.store) else 0
+        if reference_id is not None:
+            submap = self.store.submap_of(reference_id)
+        self.store.add(keyframe, submap)
         self.cloud.add(keyframe)
         self.places.add(keyframe.id, keyframe.features, descriptor)
         self.graph.add_node(keyframe.id, keyframe.T_world_camera)
-        for other in dict.fromkeys(i for i in (reference_id, previous) if i is not None):
-            self._tie(other, keyframe, information, "odometry" if other == reference_id else "covisible")
+        if reference_id is not None:
+            self._tie(reference_id, keyframe, information, "odometry")
+            if uninterrupted and previous is not None and previous != reference_id and previous in self.store:
+                self._tie(previous, keyframe, information, "covisible")
         if self.config.loops.enabled:
             self._look(keyframe, descriptor)
         self._prune()
@@ -130,18 +176,22 @@ class Atlas:
                 key=lambda k: float(np.linalg.norm(k.T_world_camera[:3, 3] - gone.T_world_camera[:3, 3])),
             )
             self.path.re_anchor(gone, successor)
+            self._earlier_path.re_anchor(gone, successor)
 
     # -- loops -----------------------------------------------------------------------------------------------
 
     def _look(self, keyframe: Keyframe, descriptor: NDArray[np.float32] | None) -> None:
         """Have somebody look for loops that end in a keyframe; asked in the map as it is now."""
-        earlier = [k.id for k in self.store.keyframes if k.id < keyframe.id]
+        submap = self.store.submap_of(keyframe.id)
+        earlier = [k.id for k in self.store.keyframes if k.id < keyframe.id and self.store.submap_of(k.id) == submap]
         recent = set(earlier[-self.config.loops.exclusion :])
         candidates = self.places.query(
             keyframe.features, descriptor, recent | {keyframe.id}, self.config.loops.candidates
         )
         if candidates:
-            job = functools.partial(_detect, self.config, keyframe.id, self.store.frozen(), candidates)
+            parts = self.graph.components()
+            parts = parts if len(parts) > 1 else []
+            job = functools.partial(_detect, self.config, keyframe.id, self.store.frozen(), candidates, parts)
             self._looking.submit(job)
 
     def _take_loops(self) -> None:
@@ -189,6 +239,8 @@ class Atlas:
 
     def _apply(self, solution: Solution) -> Correction | None:
         self._rejected = frozenset(solution.rejected)
+        for loop in self.loops:
+            self.store.join((loop.a, loop.b))
         before: dict[int, Matrix] = {}
         for keyframe_id, pose in self.graph.apply(solution).items():
             T_before = self.store[keyframe_id].T_world_camera
@@ -215,10 +267,12 @@ class _Asked:
         return [c for c in self._candidates if c.id not in exclude][:count]
 
 
-def _detect(config: Config, keyframe_id: int, store: KeyframeStore, candidates: list[Candidate]) -> list[Loop]:
+def _detect(
+    config: Config, keyframe_id: int, store: KeyframeStore, candidates: list[Candidate], parts: list[set[int]]
+) -> list[Loop]:
     """The job of looking for loops, on a frozen store."""
-    detector = LoopDetector(config)
-    return detector.detect(store[keyframe_id], store, _Asked(candidates))  # type: ignore[arg-type]
+    index: Any = _Asked(candidates)
+    return LoopDetector(config).detect(store[keyframe_id], store, index, components=parts)
 
 
 def _symmetric(information: Matrix) -> Matrix:

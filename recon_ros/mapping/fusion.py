@@ -1,86 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
 """The world cloud as a sum over keyframes: each adds its points to the voxels they fall into, and can be taken out.
 
-Because the sum is kept per voxel (weight, weighted position and colour), adding a keyframe costs the same however
-long the map has grown, and a keyframe that moves or goes is subtracted exactly as it was added. Weights,
-positions and colours are held as integers, so that sums do not depend on their order and an emptied voxel is
-really empty.
+Because the sum is kept per voxel (weight, weighted position, colour and normal), adding a keyframe costs the same
+however long the map has grown, and a keyframe that moves or goes is subtracted exactly as it was added: sums are
+integers, so that they do not depend on their order and an emptied voxel is really empty.
+
+**What has moved away goes.** A voxel that `map.carving` keyframes have seen through since the last one that saw
+something there is not shown. Who has seen through it is asked of the keyframes, newest evidence counts, and a keyframe
+that moves or goes takes its contradictions with it: what is shown depends on the keyframes and their poses alone, never
+on the order in which they came.
+
+**What is forgotten.** Beyond `map.max_voxels` the table gives up a twentieth: of the blocks, beginning with the one
+farthest from the newest keyframe, each time the half that is hidden or has least weight. Far places get thinner before
+near ones do, and no place goes at once. Keyframes remember which of their voxels are gone, so that taking one out never
+takes what it did not bring; keyframes keep what they saw, so that one that is moved or added brings its voxels again.
+
+**What is published.** Voxels are kept in blocks, each with a version and its part of the cloud, so that only what has
+changed is derived again. Within a block points come in a scattered order that never changes, so that each beginning of
+it is spread over the whole block: a limited cloud takes the same share of each.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import MapConfig
 from recon_ros.frame import Cloud, Keyframe
-from recon_ros.geometry import se3
+from recon_ros.mapping.contribution import POSITION_UNIT, WEIGHT_UNIT, contribution
+from recon_ros.mapping.sights import Sights
+from recon_ros.mapping.voxels import (
+    BLOCK_EDGE,
+    COLOUR,
+    COUNT,
+    LOCAL_BITS,
+    NORMAL,
+    POSITION,
+    WEIGHT,
+    Keys,
+    Rows,
+    VoxelTable,
+    block_index,
+    unpack,
+)
 
-OFFSET = 1 << 20
-"""Voxel indices are packed as three 21-bit numbers around this centre: ±31 km at 3 cm."""
-WEIGHT_UNIT = 256
-POSITION_UNIT = 1 << 12
-"""Steps of a voxel edge the position inside a voxel is rounded to."""
-COLUMNS = 8
-"""count, weight, position (3), colour (3)."""
+GONE = -1
+"""In place of the row of a voxel that a keyframe has added to and that was forgotten since."""
+KEPT = 0.95
+"""Share of `map.max_voxels` that is left when the table was full."""
+BLOCK_RADIUS = BLOCK_EDGE * 3**0.5 / 2
+SCATTER = 0x9E3779B97F4A7C15
+"""Odd, so that multiplying by it scatters keys over 64 bits and no two meet (Knuth's multiplicative hashing)."""
 
 
-class _Sums:
-    """Sums by sorted voxel key. Rows stay where they are, and those of emptied voxels are used again.
+@dataclass(eq=False)
+class _Added:
+    """How a keyframe was put in: its pose and threshold then, and the rows it has added to, in the order of keys."""
 
-    Moving the whole table with each keyframe would cost tens of megabytes of fresh memory every time, which the
-    allocator does not give back evenly.
-    """
-
-    def __init__(self) -> None:
-        self.keys = np.zeros(0, np.int64)
-        self._rows = np.zeros(0, np.int64)
-        self._table = np.zeros((1024, COLUMNS), np.int64)
-        self._used = 0
-        self._free = np.zeros(0, np.int64)
-
-    def __getitem__(self, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(N, COLUMNS) sums of the keys at these positions."""
-        return self._table[self._rows[chosen]]
-
-    def column(self, index: int) -> NDArray[np.int64]:
-        """One column for all keys."""
-        return self._table[self._rows, index]
-
-    def add(self, keys: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
-        """Add to sorted unique keys, new ones included."""
-        position = np.searchsorted(self.keys, keys)
-        known = np.zeros(len(keys), bool)
-        inside = position < len(self.keys)
-        known[inside] = self.keys[position[inside]] == keys[inside]
-        self._table[self._rows[position[known]]] += sums[known]
-        new, where = ~known, position[~known]
-        rows = self._take(int(np.count_nonzero(new)))
-        self._table[rows] = sums[new]
-        self.keys = np.insert(self.keys, where, keys[new])
-        self._rows = np.insert(self._rows, where, rows)
-
-    def subtract(self, keys: NDArray[np.int64], sums: NDArray[np.int64]) -> None:
-        """Undo `add` of the same; keys of which nothing is left go."""
-        position = np.searchsorted(self.keys, keys)
-        rows = self._rows[position]
-        self._table[rows] -= sums
-        emptied = self._table[rows, 0] == 0
-        self._free = np.concatenate([self._free, rows[emptied]])
-        self.keys = np.delete(self.keys, position[emptied])
-        self._rows = np.delete(self._rows, position[emptied])
-
-    def _take(self, count: int) -> NDArray[np.int64]:
-        """Rows that are not in use."""
-        split = max(len(self._free) - count, 0)
-        self._free, reused = self._free[:split], self._free[split:]
-        fresh = np.arange(self._used, self._used + count - len(reused))
-        self._used += len(fresh)
-        if self._used > len(self._table):
-            table = np.zeros((max(2 * len(self._table), self._used), COLUMNS), np.int64)
-            table[: len(self._table)] = self._table
-            self._table = table
-        return np.concatenate([reused, fresh])
+    T_world_camera: NDArray[np.float64]
+    min_confidence: float
+    rows: NDArray[np.int32]
 
 
 class VoxelMap:
@@ -88,76 +70,202 @@ class VoxelMap:
 
     def __init__(self, config: MapConfig) -> None:
         self._config = config
-        self._sums = _Sums()
-        self._added: dict[int, tuple[NDArray[np.float64], float]] = {}
+        self._carving = config.carving
+        self._table = VoxelTable()
+        self._sights = Sights(config.voxel_size)
+        self._added: dict[int, _Added] = {}
+        self._versions: dict[int, int] = {}
+        self._clouds: dict[int, Cloud] = {}
         self.version = 0
         """Changes whenever the cloud does."""
 
     def __len__(self) -> int:
-        return len(self._sums.keys)
+        return len(self._table)
 
     def set_config(self, config: MapConfig) -> None:
         """Take over new values of what a running node may change (`min_confidence`, for what comes next)."""
-        self._config = config
         self.version += 1
+        if config.min_observations != self._config.min_observations:
+            self._changed(self._table.blocks)
+        self._config = config
 
     def add(self, keyframe: Keyframe) -> None:
         """Put a keyframe's points where its pose says."""
-        how = (keyframe.T_world_camera.copy(), self._config.min_confidence)
-        self._added[keyframe.id] = how
-        self._sums.add(*self._contribution(keyframe, *how))
         self.version += 1
+        T_world_camera, min_confidence = keyframe.T_world_camera.copy(), self._config.min_confidence
+        keys, sums = contribution(keyframe, T_world_camera, min_confidence, self._config.voxel_size)
+        rows = self._table.rows(keys)
+        self._table.sums[rows] += sums
+        self._added[keyframe.id] = _Added(T_world_camera, min_confidence, rows.astype(np.int32))
+        self._changed_at(rows)
+        if self._carving:
+            latest = rows[self._table.last[rows] < keyframe.id]
+            self._table.last[latest] = keyframe.id
+            self._count_misses(latest)
+            self._sights.add(keyframe, T_world_camera, min_confidence)
+            self._see_through(keyframe.id, 1)
+        if len(self) > self._config.max_voxels:
+            self._forget(T_world_camera[:3, 3])
 
     def remove(self, keyframe: Keyframe) -> None:
-        """Take a keyframe's points out again, as they were put in."""
-        self._sums.subtract(*self._contribution(keyframe, *self._added.pop(keyframe.id)))
+        """Take a keyframe's points, and what it contradicted, out again, as they were put in."""
         self.version += 1
+        if self._carving:
+            self._see_through(keyframe.id, -1)
+            self._sights.remove(keyframe.id)
+        added = self._added.pop(keyframe.id)
+        _, sums = contribution(keyframe, added.T_world_camera, added.min_confidence, self._config.voxel_size)
+        there = added.rows != GONE
+        rows = added.rows[there].astype(np.int64)
+        self._table.sums[rows] -= sums[there]
+        self._changed_at(rows)
+        empty = self._table.sums[rows, COUNT] == 0
+        if self._carving:
+            rest = rows[~empty]
+            bereft = rest[self._table.last[rest] == keyframe.id]
+            self._find_last(bereft, keyframe.id)
+            self._count_misses(bereft)
+        self._table.release(rows[empty])
 
     def cloud(self, max_points: int | None = None) -> Cloud:
-        """The cloud, at most `max_points` (the configuration's when None): those with most weight stay."""
-        config = self._config
-        most = config.max_points if max_points is None else max_points
-        chosen = np.flatnonzero(self._sums.column(0) >= config.min_observations)
-        if len(chosen) > most:
-            weight = self._sums.column(1)[chosen]
-            chosen = np.sort(chosen[np.argsort(-weight, kind="stable")[:most]])
-        sums = self._sums[chosen].astype(np.float64)
-        total = sums[:, 1:2]
-        index = _unpack(self._sums.keys[chosen])
-        points = (index + sums[:, 2:5] / total / POSITION_UNIT) * config.voxel_size
-        colours = np.round(sums[:, 5:8] / total)
-        confidence = total[:, 0] / sums[:, 0] / WEIGHT_UNIT
-        return Cloud(points.astype(np.float32), colours.astype(np.uint8), confidence.astype(np.float32))
+        """The cloud, at most `max_points` (the configuration's when None) of it, the same share of each block."""
+        most = self._config.max_points if max_points is None else max_points
+        clouds = [self._block_cloud(number) for number in sorted(self._table.blocks)]
+        ends = np.cumsum([0, *(len(c) for c in clouds)])
+        if ends[-1] > most:
+            ends = ends * most // ends[-1]
+        return _joined(clouds, np.diff(ends).tolist())
 
-    def _contribution(
-        self, keyframe: Keyframe, T_world_camera: NDArray[np.float64], min_confidence: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Sorted voxel keys and the sums the keyframe adds to them."""
-        confidence = keyframe.confidence.astype(np.float32)
-        usable = np.isfinite(keyframe.points[..., 2]) & (confidence >= max(min_confidence, 1 / WEIGHT_UNIT))
-        points = se3.transform(T_world_camera, keyframe.points[usable].astype(np.float64)) / self._config.voxel_size
-        weight = np.maximum(np.round(confidence[usable] * WEIGHT_UNIT), 1).astype(np.int64)
-        index = np.floor(points)
-        inside = np.round((points - index) * POSITION_UNIT).astype(np.int64)
-        colours = keyframe.colour[usable].astype(np.int64)
-        keys, inverse = np.unique(_pack(index.astype(np.int64)), return_inverse=True)
-        columns = [
-            np.ones_like(weight),
-            weight,
-            *(inside * weight[:, None]).T,
-            *(colours * weight[:, None]).T,
-        ]
-        sums = np.stack([np.bincount(inverse, c, len(keys)) for c in columns], axis=1)
-        return keys, np.round(sums).astype(np.int64)
+    def changed_since(self, version: int) -> dict[tuple[int, int, int], Cloud]:
+        """The blocks that have changed after a `version` of the map, whole; an empty cloud where one has gone.
+
+        Blocks are cubes of `BLOCK_EDGE` voxels, named by their index along x, y and z. All clouds together, of the
+        changes since 0, are the map.
+        """
+        changed = sorted(number for number, v in self._versions.items() if v > version)
+        names = block_index(np.array(changed, np.int64)).tolist()
+        return {(x, y, z): self._block_cloud(n) for (x, y, z), n in zip(names, changed, strict=True)}
+
+    # -- contradictions --------------------------------------------------------------------------------------
+
+    def _see_through(self, keyframe_id: int, times: int) -> None:
+        """Count, or with -1 take back, what a keyframe has seen through of what nobody has seen since."""
+        table = self._table
+        numbers = np.fromiter(table.blocks, np.int64, len(table.blocks))
+        near = self._sights.near(keyframe_id, (block_index(numbers) + 0.5) * BLOCK_EDGE, BLOCK_RADIUS)
+        blocks = [table.blocks[n].rows for n in numbers[near].tolist()]
+        rows = np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
+        rows = rows[table.last[rows] < keyframe_id]
+        rows = rows[self._sights.sees_through(keyframe_id, table.centres[:, rows])]
+        table.misses[rows] += times
+        turned = table.misses[rows] == (self._carving if times > 0 else self._carving - 1)
+        self._changed_at(rows[turned])
+
+    def _find_last(self, rows: Rows, before: int) -> None:
+        """Who was the last to see these voxels before a keyframe that goes."""
+        wanted = np.zeros(self._table.capacity + 1, bool)  # the last one is where GONE leads
+        wanted[rows] = True
+        left = len(rows)
+        for keyframe_id in sorted((i for i in self._added if i < before), reverse=True):
+            if left == 0:
+                break
+            theirs = self._added[keyframe_id].rows
+            found = theirs[wanted[theirs]]
+            self._table.last[found] = keyframe_id
+            wanted[found] = False
+            left -= len(found)
+
+    def _count_misses(self, rows: Rows) -> None:
+        self._table.misses[rows] = self._sights.misses(self._table.centres[:, rows], self._table.last[rows])
+
+    # -- forgetting ------------------------------------------------------------------------------------------
+
+    def _forget(self, here: NDArray[np.float64]) -> None:
+        """Give up voxels until the bound holds again; the module says which."""
+        table = self._table
+        numbers = np.array(sorted(table.blocks), np.int64)
+        centres = (block_index(numbers) + 0.5) * (BLOCK_EDGE * self._config.voxel_size)
+        far_first = np.argsort(-np.linalg.norm(centres - here, axis=1), kind="stable")
+        ordered = [self._least_first(table.blocks[n].rows) for n in numbers[far_first].tolist()]
+        surplus = len(self) - int(KEPT * self._config.max_voxels)
+        given = []
+        while surplus > 0:
+            for i, rows in enumerate(ordered):
+                half = min(-(-len(rows) // 2), surplus)
+                given.append(rows[:half])
+                ordered[i] = rows[half:]
+                surplus -= half
+        self._give_up(np.concatenate(given))
+
+    def _least_first(self, rows: Rows) -> Rows:
+        return rows[np.lexsort((self._table.sums[rows, WEIGHT], ~self._hidden(rows)))]
+
+    def _give_up(self, rows: Rows) -> None:
+        self._changed_at(rows)
+        gone = np.zeros(self._table.capacity + 1, bool)
+        gone[rows] = True
+        for added in self._added.values():
+            added.rows[gone[added.rows]] = GONE
+        self._table.release(rows)
+
+    # -- the cloud of a block --------------------------------------------------------------------------------
+
+    def _changed_at(self, rows: Rows) -> None:
+        self._changed(np.unique(self._table.keys[rows] >> LOCAL_BITS).tolist())
+
+    def _changed(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            self._versions[number] = self.version
+            self._clouds.pop(number, None)
+
+    def _hidden(self, rows: Rows) -> NDArray[np.bool_]:
+        if not self._carving:
+            return np.zeros(len(rows), bool)
+        return np.asarray(self._table.misses[rows] >= self._carving)
+
+    def _block_cloud(self, number: int) -> Cloud:
+        """The cloud of a block as it is now, in scattered order."""
+        if number not in self._table.blocks:
+            return _NOTHING
+        if number not in self._clouds:
+            rows = self._table.blocks[number].rows
+            shown = (self._table.sums[rows, COUNT] >= self._config.min_observations) & ~self._hidden(rows)
+            self._clouds[number] = self._derived(rows[shown])
+        return self._clouds[number]
+
+    def _derived(self, rows: Rows) -> Cloud:
+        keys = self._table.keys[rows]
+        order = np.argsort(_scattered(keys))
+        keys, sums = keys[order], self._table.sums[rows[order]].astype(np.float64)
+        total = sums[:, WEIGHT, None]
+        points = (unpack(keys) + sums[:, POSITION] / total / POSITION_UNIT) * self._config.voxel_size
+        colours = np.round(sums[:, COLOUR] / total)
+        confidence = sums[:, WEIGHT] / sums[:, COUNT] / WEIGHT_UNIT
+        normals = sums[:, NORMAL]
+        normals /= np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1)  # they are whole numbers
+        return Cloud(
+            points.astype(np.float32),
+            colours.astype(np.uint8),
+            confidence.astype(np.float32),
+            normals.astype(np.float32),
+        )
 
 
-def _pack(index: NDArray[np.int64]) -> NDArray[np.int64]:
-    """(N, 3) voxel indices to (N,) sortable keys; indices beyond the range are held at its border."""
-    i = np.clip(index + OFFSET, 0, 2 * OFFSET - 1)
-    packed: NDArray[np.int64] = (i[:, 0] << 42) | (i[:, 1] << 21) | i[:, 2]
-    return packed
+def _scattered(keys: Keys) -> NDArray[np.uint64]:
+    return keys.astype(np.uint64) * np.uint64(SCATTER)
 
 
-def _unpack(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    mask = (1 << 21) - 1
-    return np.stack([keys >> 42, (keys >> 21) & mask, keys & mask], axis=1) - OFFSET
+def _joined(clouds: list[Cloud], counts: list[int]) -> Cloud:
+    """The beginnings of clouds, so many points of each, as one that shares no memory with them."""
+    parts = [(_NOTHING, 0), *zip(clouds, counts, strict=True)]
+    return Cloud(
+        np.concatenate([c.points[:n] for c, n in parts]),
+        np.concatenate([c.colours[:n] for c, n in parts]),
+        np.concatenate([c.confidence[:n] for c, n in parts]),
+        np.concatenate([c.normals[:n] for c, n in parts if c.normals is not None]),
+    )
+
+
+_NOTHING = Cloud(
+    np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32), np.zeros((0, 3), np.float32)
+)

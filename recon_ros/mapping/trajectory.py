@@ -4,12 +4,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.frame import Keyframe, Trajectory
 from recon_ros.geometry import se3
+
+POSE = np.dtype(
+    [
+        ("stamp_ns", "<i8"),
+        ("reference_id", "<i8"),
+        ("T_reference_camera", "<f8", (4, 4)),
+        ("T_world_camera", "<f8", (4, 4)),
+    ]
+)
+"""One tracked frame; its `T_world_camera` is that of the moment when it was published."""
 
 
 class TrajectoryLog:
@@ -57,15 +68,28 @@ class TrajectoryLog:
 
     def corrected(self, keyframes: Mapping[int, Keyframe]) -> Trajectory:
         """The path after all corrections: each pose through its keyframe's present one."""
-        n = self._length
-        if n == 0:
-            return Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
-        T_world_reference = np.stack([keyframes[int(i)].T_world_camera for i in self._references[:n]])
-        return Trajectory(self._stamps[:n].copy(), T_world_reference @ self._relative[:n])
+        return corrected(self.rows(), keyframes)
 
     def live(self) -> Trajectory:
         """The path as it was published."""
         return Trajectory(self._stamps[: self._length].copy(), self._live[: self._length].copy())
+
+    def rows(self) -> NDArray[Any]:
+        """(N,) of dtype `POSE`: a copy of all there is."""
+        rows = np.zeros(self._length, POSE)
+        rows["stamp_ns"], rows["reference_id"] = self._stamps[: self._length], self._references[: self._length]
+        rows["T_reference_camera"], rows["T_world_camera"] = (
+            self._relative[: self._length],
+            self._live[: self._length],
+        )
+        return rows
+
+    def extend(self, rows: NDArray[Any]) -> None:
+        """Append rows of another log."""
+        for row in rows:
+            self.append(
+                int(row["stamp_ns"]), int(row["reference_id"]), row["T_reference_camera"], row["T_world_camera"]
+            )
 
     def _arrays(self) -> tuple[str, ...]:
         return ("_stamps", "_references", "_relative", "_live")
@@ -87,3 +111,11 @@ class TrajectoryLog:
             array = getattr(self, name)
             array[: len(kept)] = array[kept]
         self._length = len(kept)
+
+
+def corrected(rows: NDArray[Any], keyframes: Mapping[int, Keyframe]) -> Trajectory:
+    """(N,) rows of dtype `POSE` as a path: each pose through its keyframe's present one."""
+    if len(rows) == 0:
+        return Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
+    T_world_reference = np.stack([keyframes[i].T_world_camera for i in rows["reference_id"].tolist()])
+    return Trajectory(rows["stamp_ns"], T_world_reference @ rows["T_reference_camera"])

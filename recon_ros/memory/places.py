@@ -81,6 +81,10 @@ class PlaceIndex:
         if keyframe_id in self._descriptors:
             self._descriptors.drop(keyframe_id)
 
+    def descriptors(self) -> dict[int, NDArray[np.float32]]:
+        """Keyframe id → the network's descriptor, of length 1, for those that have one."""
+        return self._descriptors.vectors()
+
     def query(
         self,
         features: Features,
@@ -172,6 +176,9 @@ class _Table:
         if row != last:
             self._row_of[self._ids[row]] = row
         self._ids.pop()
+
+    def vectors(self) -> dict[int, NDArray[np.float32]]:
+        return {keyframe_id: self._rows[row].copy() for keyframe_id, row in self._row_of.items()}
 
     def similarities(self, vector: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids and cosines with them once the mean of all is taken off; 0 where nothing is left."""

@@ -55,7 +55,7 @@ def median_depth(keyframe: Keyframe) -> float:
 def neighbours(keyframe: Keyframe, store: KeyframeStore, count: int) -> list[Keyframe]:
     """The keyframes that see most of what this one sees, by the present poses, best first."""
     probe = pointmap.strided(keyframe.points.astype(np.float32), PROBE_POINTS)
-    ids, shares = store.overlaps(probe, keyframe.T_world_camera)
+    ids, shares = store.overlaps(probe, keyframe.T_world_camera, store.submap_of(keyframe.id))
     order = np.argsort(-shares, kind="stable")
     near = [int(ids[i]) for i in order if shares[i] > NEIGHBOUR_OVERLAP and int(ids[i]) != keyframe.id]
     return [store[i] for i in near[:count]]

@@ -34,6 +34,8 @@ class KeyframeStore:
         self._next_id = 0
         self._surfaces: OrderedDict[int, Surface | None] = OrderedDict()
         self._stacked: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._submap: dict[int, int] = {}
+        self._joined_to: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -54,10 +56,34 @@ class KeyframeStore:
         """The id the next keyframe is to carry."""
         return self._next_id
 
-    def add(self, keyframe: Keyframe) -> None:
+    def submap_of(self, keyframe_id: int) -> int:
+        """The submap a keyframe is of: poses of one submap are in one frame, of two submaps they are not."""
+        return self.joined(self._submap[keyframe_id])
+
+    def joined(self, submap: int) -> int:
+        """What a submap is called since it was joined to others: like the oldest of them."""
+        while submap in self._joined_to:
+            submap = self._joined_to[submap]
+        return submap
+
+    def new_submap(self) -> int:
+        """A number for keyframes that begin in a frame of their own."""
+        return 1 + max((*self._submap.values(), *self._joined_to, 0))
+
+    def split(self, parts: Iterable[Iterable[int]]) -> None:
+        """Each part of all keyframes is a submap."""
+        self._submap, self._joined_to = {i: n for n, part in enumerate(parts) for i in part}, {}
+
+    def join(self, keyframe_ids: Iterable[int]) -> None:
+        """These keyframes have their poses in one frame now, and so have all of their submaps."""
+        oldest, *others = sorted({self.submap_of(i) for i in keyframe_ids if i in self._by_id}) or [0]
+        self._joined_to.update(dict.fromkeys(others, oldest))
+
+    def add(self, keyframe: Keyframe, submap: int = 0) -> None:
         """Store a keyframe under its id, which must be `next_id`."""
         assert keyframe.id == self._next_id, f"keyframe {keyframe.id} added where {self._next_id} was due"
         self._by_id[keyframe.id] = keyframe
+        self._submap[keyframe.id] = submap
         self._next_id += 1
         self._stacked = None
 
@@ -65,6 +91,7 @@ class KeyframeStore:
         """Take over the keyframes of a saved map, ordered by id; `next_id` is above all ids that ever were in it."""
         self._by_id = {keyframe.id: keyframe for keyframe in keyframes}
         self._next_id = next_id
+        self._submap, self._joined_to = dict.fromkeys(self._by_id, 0), {}
         self._surfaces.clear()
         self._stacked = None
 
@@ -76,6 +103,8 @@ class KeyframeStore:
         distance = _view_distances(keyframes)
         np.fill_diagonal(distance, np.inf)
         distance[-2:, :] = np.inf
+        submap = np.array([self.submap_of(k.id) for k in keyframes])
+        distance[submap[:, None] != submap] = np.inf
         a, b = np.unravel_index(np.argmin(distance), distance.shape)
         candidates = [int(i) for i in (a, b) if i < len(keyframes) - 2]
         return keyframes[min(candidates, key=lambda i: np.partition(distance[i], 1)[1])]
@@ -89,12 +118,13 @@ class KeyframeStore:
         """The keyframes with the poses they have now, for another thread; points and features are shared."""
         copy = KeyframeStore(self._max)
         copy._by_id = {i: replace(k, T_world_camera=k.T_world_camera.copy()) for i, k in self._by_id.items()}
-        copy._next_id = self._next_id
+        copy._next_id, copy._submap, copy._joined_to = self._next_id, dict(self._submap), dict(self._joined_to)
         return copy
 
     def remove(self, keyframe_id: int) -> None:
         """Forget a keyframe."""
         del self._by_id[keyframe_id]
+        self._submap.pop(keyframe_id, None)
         self._surfaces.pop(keyframe_id, None)
         self._stacked = None
 
@@ -108,13 +138,14 @@ class KeyframeStore:
         return self._surfaces[keyframe_id]
 
     def overlaps(
-        self, points: NDArray[Any], T_world_camera: NDArray[np.float64]
+        self, points: NDArray[Any], T_world_camera: NDArray[np.float64], submap: int = 0
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Share of a camera's points each keyframe sees at a similar size (see `frustum.overlap`), all at once.
 
         Args:
             points: (N, 3) points of the camera frame.
             T_world_camera: (4, 4) pose of the camera.
+            submap: whose frame the pose is in; of other submaps' keyframes nothing can be said, their share is 0.
 
         Returns:
             (K,) keyframe ids and (K,) shares, in the order of ids.
@@ -131,7 +162,11 @@ class KeyframeStore:
             ratio = z / (points[None, :, 2] * np.cbrt(np.linalg.det(T[:, :3, :3]))[:, None])
         seen = (z > 0) & (u >= -0.5) & (v >= -0.5) & (u <= lens[:, None, 4]) & (v <= lens[:, None, 5])
         seen &= (ratio < MAX_DEPTH_RATIO) & (ratio > 1 / MAX_DEPTH_RATIO)
-        return ids, seen.mean(axis=1)
+        submap = self.joined(submap)
+        if not any(self._submap.values()):
+            return ids, seen.mean(axis=1)
+        same = np.array([self.submap_of(i) == submap for i in ids.tolist()])
+        return ids, seen.mean(axis=1) * same
 
     def _stack(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """Ids, inverse poses and lenses as arrays; a few microseconds a keyframe, so made once per change."""

@@ -125,11 +125,17 @@ PAUSE = ServiceName("~/pause", SetBool, "true: frames are dropped and counted, t
 SAVE_MAP = ServiceName(
     "~/save_map",
     Trigger,
-    "writes map.ply, trajectory.tum, keyframes.tum, config.yaml to `map.path`, or to a dated folder in "
-    "`map.directory`; answers with the path",
+    "writes the whole map, with map.ply, trajectory.tum, keyframes.tum, config.yaml for other tools, to `map.path`, or "
+    "to a dated folder in `map.directory`; answers with the path",
 )
+LOAD_MAP = ServiceName(
+    "~/load_map",
+    Trigger,
+    "goes on with the map in `map.path` in place of the present one: LOST until the camera is recognised in it",
+)
+LOCALIZE_ONLY = ServiceName("~/localize_only", SetBool, "true: the map stays as it is (`mode` localization)")
 
-SERVICES = (RESET, PAUSE, SAVE_MAP)
+SERVICES = (RESET, PAUSE, SAVE_MAP, LOAD_MAP, LOCALIZE_ONLY)
 
 TF_EDGES = (
     ("map_frame → odom_frame", "always", "identity until a correction; dated `transform_tolerance` ahead"),

@@ -26,6 +26,7 @@ from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
 
@@ -33,6 +34,7 @@ from recon_ros.config import Config, MapConfig, NodeConfig
 from recon_ros.errors import ReconError
 from recon_ros.export.snapshot import write_snapshot
 from recon_ros.intake import Pair
+from recon_ros.mapping.folder import read_map
 from recon_ros.ros import interface
 from recon_ros.ros.build_only import build_for
 from recon_ros.ros.diagnostics import Diagnostics
@@ -199,7 +201,7 @@ class ReconNode(LifecycleNode):
     def _on_clock_jump(self, jump: Any) -> None:
         if self._pipeline is not None and self._statistics.counts["processed"]:
             self.get_logger().warning(f"the clock jumped back by {-jump.delta.nanoseconds / 1e9:.1f} s: starting anew")
-            self._in_worker(self._pipeline.reset)
+            self._in_worker(self._pipeline.begin_anew)
 
     # -- services --------------------------------------------------------------------------------------------
 
@@ -210,6 +212,8 @@ class ReconNode(LifecycleNode):
             (interface.RESET, self._on_reset),
             (interface.PAUSE, self._on_pause),
             (interface.SAVE_MAP, self._on_save_map),
+            (interface.LOAD_MAP, self._on_load_map),
+            (interface.LOCALIZE_ONLY, self._on_localize_only),
         ):
             service = self.create_service(topic.type, topic.name, callback, callback_group=group)
             self._undo.callback(self.destroy_service, service)
@@ -221,6 +225,15 @@ class ReconNode(LifecycleNode):
 
     async def _on_save_map(self, request: Any, response: Any) -> Any:
         return await self._answer(response, self._save_map())
+
+    async def _on_load_map(self, request: Any, response: Any) -> Any:
+        return await self._answer(response, self._load_map())
+
+    def _on_localize_only(self, request: Any, response: Any) -> Any:
+        mode = Parameter("mode", value="localization" if request.data else "mapping")
+        result = self.set_parameters([mode])[0]
+        response.success, response.message = result.successful, result.reason or mode.value
+        return response
 
     def _on_pause(self, request: Any, response: Any) -> Any:
         self._active_pipeline.paused = bool(request.data)
@@ -237,6 +250,15 @@ class ReconNode(LifecycleNode):
         folder = map_folder(pipeline.config.map)
         snapshot = await self._done(self._in_worker(pipeline.snapshot))
         return str(await self._done(self._writer.submit(write_snapshot, snapshot, folder)))
+
+    async def _load_map(self) -> str:
+        pipeline = self._active_pipeline
+        path = pipeline.config.map.path
+        if not path:
+            raise ReconError("which map is to be loaded? set the parameter map.path to its folder")
+        data = await self._done(self._writer.submit(read_map, path))
+        await self._done(self._in_worker(lambda: pipeline.load(data)))
+        return f"{path}: {len(data.keyframes)} keyframes"
 
     async def _answer(self, response: Any, work: Coroutine[Any, Any, str]) -> Any:
         """The result of `work` as the answer of a service; its failure too, so that nobody waits in vain."""

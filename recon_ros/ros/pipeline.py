@@ -15,9 +15,10 @@ from rclpy.node import Node
 from recon_ros.config import Config, NodeConfig, nested
 from recon_ros.errors import ConfigError, InputError
 from recon_ros.export.snapshot import Snapshot
-from recon_ros.frame import Frame, State, Trajectory, Update
+from recon_ros.frame import Frame, State, Update
 from recon_ros.geometry import se3
 from recon_ros.intake import Intake, Pair
+from recon_ros.mapping.map_data import MapData
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import interface, odometry, tf
 from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
@@ -71,6 +72,7 @@ class Pipeline:
         self._last_status = 0.0
         self._epoch = 0
         self._published: dict[str, tuple[int, int, int]] = {}
+        self._note_map()
 
     def close(self) -> None:
         """Take the topics down, drop the map, give the source back."""
@@ -113,7 +115,7 @@ class Pipeline:
             if error.reason != NEW_BEGINNING:
                 return None
             self._log.warning(f"{error}; starting anew")
-            self.reset()
+            self.begin_anew()
             return self._decode(pair)
 
     def _process(self, frame: Frame, started: float) -> None:
@@ -149,9 +151,13 @@ class Pipeline:
         s.confidence, s.is_metric = update.confidence, update.is_metric
         s.loops = len(self.reconstructor.loops)
         if update.keyframe_id is not None:
-            keyframes = self.reconstructor.keyframes
-            s.keyframes, s.keyframe_mb = len(keyframes), sum(k.nbytes for k in keyframes) / 2**20
+            self._note_map()
         s.frame_processed(update.state, inference_ms, latency_ms)
+
+    def _note_map(self) -> None:
+        s, keyframes = self.statistics, self.reconstructor.keyframes
+        s.keyframes, s.keyframe_mb = len(keyframes), sum(k.nbytes for k in keyframes) / 2**20
+        s.state = self.reconstructor.state
 
     def _latency_ms(self, stamp_ns: int, started: float) -> float:
         """From the image's stamp to now; where clock and stamps are not of one time, of the processing alone."""
@@ -217,12 +223,40 @@ class Pipeline:
     def reset(self) -> None:
         """Forget map, poses and memory; the source stays loaded. Latched topics will show the empty map."""
         self.reconstructor.reset()
+        self._forget_inputs()
+        self._turn_to_map()
+
+    def begin_anew(self) -> None:
+        """Time has jumped back: a frozen map stays, and the camera is looked for in it; any other is forgotten."""
+        if self.config.mode == "mapping":
+            self.reset()
+        else:
+            self.reconstructor.lose()
+            self._forget_inputs()
+            self._note_map()
+
+    def load(self, data: MapData) -> None:
+        """Go on with a saved map; see `Reconstructor.load_map`.
+
+        Raises:
+            ReconError: when it cannot be; nothing has changed then.
+        """
+        self.reconstructor.load_map(data)
+        self.frames.reset()
+        self.outputs.forget()
+        self._turn_to_map()
+
+    def _forget_inputs(self) -> None:
         self.intake.reset()
         self.frames.reset()
         self.odometry.clear()
         self.tf.clear()
         self.outputs.forget()
+
+    def _turn_to_map(self) -> None:
+        """Another map is the map now."""
         self.statistics.forget_map()
+        self._note_map()
         self._epoch += 1
 
     def apply(self, config: Config, node_config: NodeConfig) -> None:
@@ -236,14 +270,9 @@ class Pipeline:
     def snapshot(self) -> Snapshot:
         """All that ~/save_map writes, as it is now."""
         self.reconstructor.settle()
-        keyframes = self.reconstructor.keyframes
-        return Snapshot(
-            cloud=self.reconstructor.map_cloud(),
-            trajectory=self.reconstructor.trajectory(),
-            keyframes=Trajectory(np.array([k.stamp_ns for k in keyframes], dtype=np.int64), self._keyframe_poses()),
-            config=nested(self.config) | {"node": nested(self.node_config)},
-            is_metric=self.statistics.is_metric,
-        )
+        self.reconstructor.settle()
+        config = nested(self.config) | {"node": nested(self.node_config)}
+        return Snapshot(self.reconstructor.state_of_map(), self.reconstructor.map_cloud(), config)
 
     # -- words -----------------------------------------------------------------------------------------------
 

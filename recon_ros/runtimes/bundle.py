@@ -15,14 +15,14 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from recon_ros.errors import NetworkError
@@ -32,9 +32,19 @@ from recon_ros.networks.plan import BYTES, NEXT, GraphSpec, StepPlan, TensorSpec
 from recon_ros.runtimes.golden import sample_sizes
 
 EXPORT_VERSION = 1
-"""Counts changes of what an export writes; bundles of another version are not read."""
+"""Counts changes of what an export writes; bundles of another version are not read, and made anew.
+
+To be raised with a change after which an older bundle would be refused, or used and give other answers: of a graph's
+tensors, their names or what they mean; of the numbers that a network computes; of the golden images, steps or samples;
+of the layout of a bundle. Not with one that makes graphs faster and leaves their answers within the self-check.
+"""
 
 PLAN, INITIAL, GOLDEN = "plan.json", "initial.npz", "golden.npz"
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a system says when a disk, or the share of it that a user may fill, is full."""
+
+POLL_S = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,10 +205,14 @@ def _load(path: Path, wanted: Mapping[str, tuple[tuple[int, ...], str]]) -> dict
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[Path]:
+def writing(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[Path]:
     """An empty folder beside `folder`, for `finish`; only one process at a time has it, the others wait.
 
     Removed at the end whatever happens; what a killed process left there is removed at the beginning.
+
+    Args:
+        folder: of the bundle.
+        waiting: called every fraction of a second while another process has it; may raise to wait no longer.
 
     Raises:
         NetworkError: the disk is full, or does not take it for another reason.
@@ -206,7 +220,7 @@ def writing(folder: Path) -> Iterator[Path]:
     part = folder.with_name(folder.name + ".part")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
+        with _locked(folder.with_name(folder.name + ".lock"), waiting):
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
             try:
@@ -214,8 +228,25 @@ def writing(folder: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
-        what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
+        what = str(error.strerror or error)
+        if error.errno in NO_ROOM:
+            what = f"the disk is full ({what}); make room, or set engine.cache to a folder on another disk"
         raise NetworkError(f"cannot write the exported network to {folder}: {what}") from error
+
+
+@contextmanager
+def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
+    lock = FileLock(path)
+    while True:
+        try:
+            lock.acquire(timeout=POLL_S)
+            break
+        except Timeout:
+            waiting()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def finish(part: Path, folder: Path, facts: BundleFacts) -> Bundle:
@@ -231,7 +262,7 @@ def finish(part: Path, folder: Path, facts: BundleFacts) -> Bundle:
     digest = hashlib.sha256(_canonical(data)).hexdigest()
     (part / PLAN).write_text(json.dumps({"digest": digest, **data}, indent=1, ensure_ascii=False) + "\n", "utf-8")
     for path in (*(part / name for name in (*names, PLAN)), part):
-        _sync(path)
+        sync(path)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -240,7 +271,7 @@ def finish(part: Path, folder: Path, facts: BundleFacts) -> Bundle:
         shutil.rmtree(old, ignore_errors=True)
     else:
         os.rename(part, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     return load_bundle(folder)
 
 
@@ -249,7 +280,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     np.savez(path, allow_pickle=False, **dict(arrays))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file, or what a folder lists, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -88,11 +89,22 @@ class Driver(StepRuntime, Protocol):
 
 
 class Checked(NamedTuple):
-    """Result of the golden self-check: the largest error over its tolerance (1 is the limit), and whose it is."""
+    """Result of the golden self-check: the largest error over its tolerance (1 is the limit), and whose it is; or why
+    there is no result."""
 
     passed: bool
     share: float
     worst: str
+    failure: str = ""
+
+    def __str__(self) -> str:
+        """A clause for people."""
+        if self.failure:
+            return f"the self-check failed: {self.failure}"
+        if not math.isfinite(self.share):
+            return f"wrong numbers: in the self-check {self.worst} is not finite"
+        words = f"in the self-check {self.worst} is off by {self.share:.3g}× the tolerance"
+        return words if self.passed else f"wrong numbers: {words}"
 
 
 @dataclass(eq=False)

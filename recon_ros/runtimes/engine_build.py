@@ -23,7 +23,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import IO, Any
 
-from recon_ros.errors import ReconError
+from recon_ros.errors import NetworkError, ReconError
 from recon_ros.runtimes.engine_request import BuildProgress, BuildRequest
 from recon_ros.runtimes.trt.progress import ProgressSink
 
@@ -59,12 +59,21 @@ class BuildProcess:
         self._started = self._ended = 0.0
 
     def start(self) -> None:
-        """Start the process."""
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        """Start the process.
+
+        Raises:
+            NetworkError: the system does not allow for it: no room for its log, or for another process.
+        """
         self._started = time.monotonic()
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
-        )
+        try:
+            self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, start_new_session=True
+            )
+        except OSError as error:
+            if self._log is not None:
+                self._log.close()
+            raise NetworkError(f"a process that builds cannot be started: {error.strerror or error}") from error
         self._reader = threading.Thread(target=self._read, name="engine build", daemon=True)
         self._reader.start()
 

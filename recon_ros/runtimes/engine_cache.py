@@ -9,7 +9,6 @@ takes back when the process dies, however it dies.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from recon_ros.errors import NetworkError
 from recon_ros.networks.fetch import cache_folder, file_digest
+from recon_ros.runtimes.bundle import NO_ROOM, sync
 from recon_ros.runtimes.engine_key import EngineKey, differences
 
 SIDECAR = "engine.json"
@@ -34,8 +34,6 @@ LOCK = ".lock"
 DAMAGED = ".damaged"
 FORMAT = 1
 POLL_S = 0.2
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class BuildStopped(NetworkError):
@@ -170,13 +168,14 @@ class EngineCache:
             started = time.monotonic()
             make(building)
             _seal(building, key, time.monotonic() - started)
-            damaged = set_aside(folder) if folder.exists() else None
+            if folder.exists():
+                set_aside(folder)
             os.rename(building, folder)
-            _sync(self.root)
+            sync(self.root)
         finally:
             shutil.rmtree(building, ignore_errors=True)
-        if damaged is not None:
-            shutil.rmtree(damaged, ignore_errors=True)
+        # Set aside just now, or by who was refused these engines.
+        shutil.rmtree(self._beside(key.folder_name, DAMAGED), ignore_errors=True)
         engines = read_engines(folder, whole=False)
         if isinstance(engines, Missing):
             raise NetworkError(f"{folder}: {engines.reason} right after it was built; is the disk at fault?")
@@ -274,13 +273,5 @@ def _seal(folder: Path, key: EngineKey, duration_s: float) -> None:
     }
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
     for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
+    sync(folder)

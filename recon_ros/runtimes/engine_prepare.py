@@ -14,11 +14,11 @@ from recon_ros.runtimes.bundle import PLAN, Bundle, bundle_folder, load_bundle
 from recon_ros.runtimes.engine_cache import EngineCache, Engines
 from recon_ros.runtimes.engine_key import EngineKey, key_of
 from recon_ros.runtimes.engine_request import TARGETS, BuildRequest, check_size
-from recon_ros.runtimes.torch_network import network_card, network_digest, open_network
+from recon_ros.runtimes.torch_network import SEEDED, network_card, network_digest, open_network
 from recon_ros.runtimes.trt.builder import BuildOptions, build_engine
 from recon_ros.runtimes.trt.device import Gpu, find_gpu
 from recon_ros.runtimes.trt.library import Library, load_library
-from recon_ros.runtimes.trt.progress import BuildCancelled, Part, ProgressSink
+from recon_ros.runtimes.trt.progress import Part, ProgressSink, tell
 
 EXPORTED = 0.3
 """Share of the whole that an export is taken to be; the engines are the rest."""
@@ -143,11 +143,14 @@ def _find_digest(request: BuildRequest, model: str) -> str:
 
 
 def exported_digest(folder: Path, model: str) -> str:
-    """Digest of the weights in the newest exported graphs of a network; empty when there are none."""
+    """Digest of the weights in the newest exported graphs of a network; empty when there are none.
+
+    Random weights, exported to try something, do not count.
+    """
     for path in sorted(folder.glob(f"*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True):
         with suppress(OSError, ValueError, KeyError, TypeError):
             facts = json.loads(path.read_text(encoding="utf-8"))["facts"]
-            if facts["model"] == model:
+            if facts["model"] == model and not str(facts["weights_digest"]).startswith(SEEDED):
                 return str(facts["weights_digest"])
     return ""
 
@@ -208,16 +211,6 @@ def build_all(bundle: Bundle, library: Library, options: BuildOptions, folder: P
         title = f"building {name} ({index + 1} of {len(names)})"
         part = Part(progress, index / len(names), (index + 1) / len(names))
         build_engine(library, bundle.onnx(name), folder / f"{name}.engine", options, Titled(part, title))
-
-
-def tell(progress: ProgressSink, phase: str, fraction: float) -> None:
-    """Tell how far it is.
-
-    Raises:
-        BuildCancelled: the end is asked for.
-    """
-    if not progress.update(phase, fraction):
-        raise BuildCancelled("cancelled")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.errors import NetworkError
-from recon_ros.networks.plan import StepPlan
+from recon_ros.networks.plan import IMAGE, StepPlan
 
 GraphMemory = Any
 """The memory tensors of a plan, wherever the executor keeps them. Never changed by a step; but an executor with two
@@ -79,10 +79,28 @@ def check_memory(plan: StepPlan, arrays: Arrays) -> None:
         NetworkError: one is missing, unknown, or of another shape or dtype.
     """
     if set(arrays) != set(plan.memory):
-        raise NetworkError(f"a memory of this {plan.family} has {sorted(plan.memory)}, not {sorted(arrays)}")
+        missing, unknown = sorted(set(plan.memory) - set(arrays)), sorted(set(arrays) - set(plan.memory))
+        raise NetworkError(
+            f"a memory of this {plan.family} has {', '.join(plan.memory)}: missing {', '.join(missing) or 'nothing'}, "
+            f"unknown {', '.join(unknown) or 'nothing'}"
+        )
     for name in plan.memory:
         spec, array = plan.tensors[name], arrays[name]
         if array.shape != spec.shape or array.dtype != spec.dtype:
             raise NetworkError(
-                f"{name} of this {plan.family}'s memory is {spec.dtype} {spec.shape}, not {array.dtype} {array.shape}"
+                f"{name} of this {plan.family}'s memory is {spec.dtype} {spec.shape}, not {array.dtype} {array.shape}; "
+                "that is of another network or size"
             )
+
+
+def check_image(plan: StepPlan, image: NDArray[np.uint8]) -> None:
+    """Refuse an image that is not one of this plan.
+
+    Raises:
+        NetworkError: it is of another shape or dtype.
+    """
+    spec = plan.tensors[IMAGE]
+    if image.shape != spec.shape or image.dtype != spec.dtype:
+        raise NetworkError(
+            f"the image is {image.dtype} {image.shape}, this {plan.family} takes {spec.dtype} {spec.shape}"
+        )

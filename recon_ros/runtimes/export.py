@@ -13,7 +13,8 @@ import io
 import logging
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from recon_ros.runtimes import bundle, golden, onnx_ops
 from recon_ros.runtimes.bundle import EXPORT_VERSION, Bundle, BundleFacts
 from recon_ros.runtimes.torch_executor import TorchExecutor
 from recon_ros.runtimes.torch_network import OpenedNetwork
-from recon_ros.runtimes.trt.progress import BuildCancelled, ProgressSink
+from recon_ros.runtimes.trt.progress import ProgressSink, tell
 
 __all__ = ["EXPORT_VERSION", "export_bundle", "export_graph"]
 
@@ -70,13 +71,13 @@ def export_bundle(
             exported, or holds what TensorRT 10.3 does not take; the disk is full.
     """
     options = options or GraphOptions()
-    tell = _teller(progress)
+    say = partial(tell, progress)
     if precision not in PRECISIONS:
         raise NetworkError(f"nothing is exported in {precision}; there are {', '.join(PRECISIONS)}")
     _require_onnx()
     name = opened.card.name
     target = folder or bundle.bundle_folder(name, width, height, precision, attention, options, opened.digest)
-    with bundle.writing(target) as part:
+    with bundle.writing(target, lambda: say("waiting for another process that exports it", 0.0)) as part:
         graphs = build_graphs(opened.network, opened.card, width, height, options)
         facts = BundleFacts(
             model=name,
@@ -94,23 +95,24 @@ def export_bundle(
             return there
         _check_room(opened.network, part)
 
-        tell("golden answers", 0.0)
+        say("golden answers", 0.0)
         executor = TorchExecutor(graphs)
         bundle.save_arrays(part / bundle.GOLDEN, golden.record(executor))
         bundle.save_arrays(part / bundle.INITIAL, graphs.initial)
         executor.close()
         del executor, graphs
 
-        tell("precision", 0.1)
+        say("precision", 0.1)
         prepared = build_graphs(prepare(opened.network, precision, attention), opened.card, width, height, options)
         if prepared.plan != facts.plan:
             raise NetworkError(f"{name}: the plan of the network in {precision} is not that in fp32")
         for index, spec in enumerate(facts.plan.graphs):
-            tell(f"export of {spec.name}", 0.15 + 0.75 * index / len(facts.plan.graphs))
+            say(f"export of {spec.name}", 0.15 + 0.75 * index / len(facts.plan.graphs))
             export_graph(prepared, spec, part)
-        tell("checksums", 0.95)
+        say("checksums", 0.95)
         made = bundle.finish(part, target, facts)
-    tell("done", 1.0)
+    if progress is not None:
+        progress.update("done", 1.0)  # too late to cancel
     return made
 
 
@@ -222,14 +224,6 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _teller(progress: ProgressSink | None) -> Callable[[str, float], None]:
-    def tell(phase: str, fraction: float) -> None:
-        if progress is not None and not progress.update(phase, fraction):
-            raise BuildCancelled(f"the export was cancelled during: {phase}")
-
-    return tell
-
-
 def _find(folder: Path, facts: BundleFacts) -> Bundle | None:
     """The bundle that is there, if it is whole and of these facts."""
     try:
@@ -243,8 +237,8 @@ def _check_room(network: nn.Module, part: Path) -> None:
     needed, free = _weight_bytes(network) * 1.1, shutil.disk_usage(part).free
     if needed > free:
         raise NetworkError(
-            f"{part.parent} has {free / 1e9:.1f} GB left, {needed / 1e9:.1f} GB may be needed; make room, or set "
-            "XDG_CACHE_HOME to a folder on another disk"
+            f"{part.parent} has {free / 1e6:.0f} MB left, {needed / 1e6:.0f} MB may be needed; make room, or set "
+            "engine.cache to a folder on another disk"
         )
 
 

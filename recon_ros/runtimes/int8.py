@@ -32,7 +32,7 @@ from recon_ros.runtimes.bundle import Bundle
 from recon_ros.runtimes.executor import Executor
 from recon_ros.runtimes.golden import golden_images, relative_error
 from recon_ros.runtimes.openvino_executor import OpenVinoExecutor, require_openvino
-from recon_ros.runtimes.trt.progress import BuildCancelled, ProgressSink
+from recon_ros.runtimes.trt.progress import ProgressSink, tell
 
 COST = "cost.json"
 """File of an int8 bundle that says what the rounding costs."""
@@ -93,7 +93,7 @@ def quantise(
     with bundles.writing(target) as part:
         made = dataclasses.replace(source, folder=part, precision="int8")
         for index, graph in enumerate(graphs):
-            _tell(progress, f"rounding {graph.name}", 0.7 * index / len(graphs))
+            tell(progress, f"rounding {graph.name}", 0.7 * index / len(graphs))
             with _silence():
                 rounded = nncf.compress_weights(
                     core.read_model(source.onnx(graph.name)),
@@ -103,12 +103,13 @@ def quantise(
             openvino.save_model(rounded, made.onnx(graph.name), compress_to_fp16=False)
         for name in (bundles.INITIAL, bundles.GOLDEN):
             shutil.copyfile(source.folder / name, part / name)
-        _tell(progress, "measuring the error", 0.7)
+        tell(progress, "measuring the error", 0.7)
         cost = measure(source, made, images)
         (part / COST).write_text(json.dumps(dataclasses.asdict(cost), indent=1) + "\n", encoding="utf-8")
-        _tell(progress, "checksums", 0.95)
+        tell(progress, "checksums", 0.95)
         result = bundles.finish(part, target, facts)
-    _tell(progress, "done", 1.0)
+    if progress is not None:
+        progress.update("done", 1.0)  # too late to cancel
     return result
 
 
@@ -157,11 +158,6 @@ def compare(reference: Executor, other: Executor, images: Sequence[NDArray[np.ui
     after = other.read(ours)
     memory = {f"{name}.next": relative_error(after[name], array) for name, array in reference.read(theirs).items()}
     return {name: float(np.mean(found)) for name, found in errors.items()} | memory
-
-
-def _tell(progress: ProgressSink | None, phase: str, fraction: float) -> None:
-    if progress is not None and not progress.update(phase, fraction):
-        raise BuildCancelled(f"int8 was cancelled during: {phase}")
 
 
 def _require_nncf() -> Any:

@@ -38,7 +38,7 @@ class Variant:
         precision: of the trunk.
         attention: as `recon_ros.networks.precision.prepare` takes it.
         device: ``cpu`` or ``cuda``.
-        mode: of torch: ``eager``, ``compile`` or ``graphs``.
+        mode: of torch: ``eager``, ``compile``, ``graphs`` or ``compile_graphs``.
     """
 
     runtime: str

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from recon_ros.errors import NetworkError
 from recon_ros.networks.plan import IMAGE, NEXT, StepPlan
 from recon_ros.runtimes.bundle import Bundle
-from recon_ros.runtimes.executor import Arrays, check_memory
+from recon_ros.runtimes.executor import Arrays, check_image, check_memory
 
 HostMemory = dict[str, NDArray[Any]]
 """The memory tensors of the plan by name. Any number of them may be kept; nobody writes to them."""
@@ -81,10 +81,9 @@ class OpenVinoExecutor:
 
     def step(self, memory: HostMemory, image: NDArray[np.uint8]) -> tuple[HostMemory, dict[str, NDArray[Any]]]:
         plan = self._plan
-        given = {**memory, IMAGE: np.ascontiguousarray(image)}
-        spec = plan.tensors[IMAGE]
-        if image.shape != spec.shape or image.dtype != spec.dtype:
-            raise NetworkError(f"the image is {image.dtype} {image.shape}, the graphs take {spec.dtype} {spec.shape}")
+        check_image(plan, image)
+        # OpenVINO shares nothing that it could not write to, such as an image that lies in a message.
+        given = {**memory, IMAGE: np.require(image, requirements=("C", "W"))}
         answers: dict[str, NDArray[Any]] = {}
         for graph in plan.graphs:
             request = self._requests[graph.name]
@@ -93,7 +92,7 @@ class OpenVinoExecutor:
                     request.set_input_tensor(index, self._tensor(given[name], shared_memory=True))
             for index, name in enumerate(graph.outputs):
                 if name in self._kept:
-                    answers[name] = np.empty(plan.tensors[name].shape, plan.tensors[name].dtype)
+                    given[name] = answers[name] = np.empty(plan.tensors[name].shape, plan.tensors[name].dtype)
                     request.set_output_tensor(index, self._tensor(answers[name], shared_memory=True))
             try:
                 request.infer()

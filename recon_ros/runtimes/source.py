@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,15 +20,19 @@ from numpy.typing import NDArray
 from recon_ros.config import Config
 from recon_ros.errors import InputError, NetworkError
 from recon_ros.frame import Camera, Prediction
+from recon_ros.runtimes import words
 from recon_ros.runtimes.choice import Build, Lack, Opened, Size, Unusable, Workshop, choose_ladders
 from recon_ros.runtimes.ladder import Ladder, Variant
-from recon_ros.runtimes.status import BUILDING, FAILED, LOADING, MISSING, READY, WAITING, RuntimeStatus
+from recon_ros.runtimes.status import FAILED, LOADING, MISSING, WAITING, RuntimeStatus
 from recon_ros.runtimes.step import Memory
 
 LOG = logging.getLogger("recon_ros.runtimes")
 
 LOOK_AGAIN_S = 5.0
 """While nothing serves, how often the cache is looked into again: a build in another terminal is noticed."""
+
+MOST_BUILDS = 2
+"""Of one variant: what is built, refused, put aside and built anew is not built a third time."""
 
 POLL_S = 0.1
 TOO_OLD = "the memory is older than the last change of the runtime; reset to begin anew"
@@ -69,6 +73,7 @@ class NetworkSource:
         self._retiring: Opened | None = None
         self._lost: Opened | None = None
         self._build: tuple[Variant, Build] | None = None
+        self._begun: Counter[Variant] = Counter()
         self._loading: Variant | None = None
         self._trouble = RuntimeStatus(WAITING, message=f"{self._name} waits for the first image, whose size decides")
         self._looked = 0.0
@@ -92,8 +97,8 @@ class NetworkSource:
             serving = "" if current is None else current.driver.runtime
             return RuntimeStatus(LOADING, serving, message=f"loading {loading}")
         if building is not None:
-            return self._status_of_build(*building, current)
-        return self._trouble if current is None else self._status_of(current)
+            return words.building(*building, current, self._rejected)
+        return self._trouble if current is None else words.serving(current, self._rejected)
 
     def initial_memory(self) -> SourceMemory:
         """Nothing seen yet; belongs to no runtime so far."""
@@ -204,13 +209,13 @@ class NetworkSource:
         building = self._build
         if self._size is None:
             self._size = size
-            LOG.info("looking for what can run %s at %s", self._model, _by(size))
+            LOG.info("looking for what can run %s at %s", self._model, words.by(size))
             self._look(size)
         elif size != self._size:
             raise InputError(
                 "image_size",
-                f"the image has {_by(size)} pixels for the network, which was prepared for {_by(self._size)}: restart "
-                "for the new size",
+                f"the image has {words.by(size)} pixels for the network, which was prepared for "
+                f"{words.by(self._size)}: restart for the new size",
             )
         elif building is not None:
             self._follow_build(size, *building)
@@ -222,7 +227,7 @@ class NetworkSource:
             return
         self._build = None
         if build.done:
-            LOG.info("%s was built for %s in %.0f s", variant, _by(size), build.progress.elapsed_s)
+            LOG.info("%s was built for %s in %.0f s", variant, words.by(size), build.progress.elapsed_s)
         else:
             self._reject(variant, f"building it failed: {build.failed}")
         self._look(size)
@@ -234,12 +239,14 @@ class NetworkSource:
         for ladder in self._ladders:
             for variant in self._allowed(ladder):
                 if self._current is not None and variant == self._current.variant:
+                    self._build_first(ladder, lacks, size)
                     return
                 lack = self._find_lack(variant, size)
                 if lack is not None:
                     lacks[variant] = lack
                 elif self._take(variant, size):
-                    self._say_choice(self._passed_over(variant, lacks))
+                    self._say_choice(variant, lacks, size)
+                    self._build_first(ladder, lacks, size)
                     return
                 elif variant not in self._rejected:
                     lacks[variant] = self._find_lack(variant, size) or Lack("it was put aside")
@@ -259,21 +266,34 @@ class NetworkSource:
                 return
 
     def _build_first(self, ladder: Ladder, lacks: dict[Variant, Lack], size: Size) -> None:
-        """Begin to build the best rung of a ladder that is not known to be wrong."""
-        variant = next((rung for rung in ladder.rungs if rung not in self._rejected), None)
-        if variant is None or self._build is not None or not self._config.engine.build:
+        """Begin to build the best rung of a ladder that is not known to be wrong, unless it serves."""
+        if self._build is not None or not self._config.engine.build or self._closed:
             return
-        lack = lacks.get(variant)
-        if lack is None or not lack.buildable:
-            return
+        for variant in ladder.rungs:
+            if variant in self._rejected:
+                continue
+            if self._current is not None and variant == self._current.variant:
+                return
+            lack = lacks.get(variant) or self._find_lack(variant, size)
+            if lack is None or not lack.buildable:
+                return
+            if self._begin_build(variant, lack, size):
+                lacks[variant] = Lack("it is being built", buildable=True)
+                return
+
+    def _begin_build(self, variant: Variant, lack: Lack, size: Size) -> bool:
+        """Begin, or give the variant up."""
+        if self._begun[variant] == MOST_BUILDS:
+            self._reject(variant, f"it was built {MOST_BUILDS} times, and still: {lack.reason}")
+            return False
+        self._begun[variant] += 1
         try:
-            build = self._workshop.build(variant, size)
+            self._build = (variant, self._workshop.build(variant, size))
         except NetworkError as error:
             self._reject(variant, f"building it failed: {error}")
-            return
-        self._build = (variant, build)
-        lacks[variant] = Lack("it is being built", buildable=True)
-        LOG.info("building %s for %s in a process of its own, once", variant, _by(size))
+            return False
+        LOG.info("building %s for %s in a process of its own, once", variant, words.by(size))
+        return True
 
     def _find_lack(self, variant: Variant, size: Size) -> Lack | None:
         building = self._build
@@ -290,7 +310,7 @@ class NetworkSource:
 
     def _take(self, variant: Variant, size: Size) -> bool:
         """Load a variant and have it serve, if its numbers are right; otherwise it is given up, or lacks something."""
-        LOG.info("loading %s as %s for %s", self._model, variant, _by(size))
+        LOG.info("loading %s as %s for %s", self._model, variant, words.by(size))
         self._loading = variant
         try:
             opened = self._workshop.open(variant, size)
@@ -307,17 +327,14 @@ class NetworkSource:
         checked = opened.checked
         if checked is not None and not checked.passed:
             opened.driver.close()
-            self._reject(
-                variant,
-                f"wrong numbers: in the self-check {checked.worst} is off by {checked.share:.3g}× the tolerance",
-            )
+            self._reject(variant, str(checked))
             return False
         self._retire()
         self._retiring, self._current = self._current, opened
         return True
 
     def _reject(self, variant: Variant, reason: str) -> None:
-        self._rejected[variant] = reason
+        self._rejected = {**self._rejected, variant: reason}  # another one: other threads read it
         LOG.warning("%s: %s is given up: %s", self._model, variant, reason)
 
     # -- the memory ------------------------------------------------------------------------------------------
@@ -331,8 +348,9 @@ class NetworkSource:
             return current, memory.inner
         if memory.home is self._lost and self._lost is not None:
             LOG.warning("%s: the memory is lost; the network begins anew, the map stays", self._model)
-            inner = current.driver.initial_memory()
-        elif memory.home is None:
+            # A caller whose frame is refused now comes with it again, maybe when this one has broken down as well.
+            memory.inner, memory.home = {}, None
+        if memory.home is None:
             inner = current.driver.load_memory(memory.inner) if memory.inner else current.driver.initial_memory()
         elif memory.home is old:
             try:
@@ -365,36 +383,17 @@ class NetworkSource:
 
     # -- words -----------------------------------------------------------------------------------------------
 
-    def _passed_over(self, chosen: Variant | None, lacks: dict[Variant, Lack]) -> list[str]:
-        """Why each variant that comes before `chosen` is not taken, of those that lack something the best only."""
-        reasons: list[str] = []
-        for ladder in self._ladders:
-            is_told = False
-            for variant in ladder.rungs:
-                if variant == chosen:
-                    return reasons
-                if variant in self._rejected:
-                    reasons.append(f"{variant} ({self._rejected[variant]})")
-                elif variant in lacks and not is_told:
-                    reasons.append(f"{variant} ({lacks[variant]})")
-                    is_told = True
-        return reasons
-
-    def _say_choice(self, reasons: list[str]) -> None:
-        assert self._current is not None and self._size is not None
-        said = f"{self._model} runs with {self._current.driver.runtime} at {_by(self._size)}"
-        if self._current.checked is not None:
-            said += f", self-check at {self._current.checked.share:.0%} of its tolerance"
-        if reasons:
-            said += f"; not taken: {', '.join(reasons)}"
-        LOG.info("%s", said)
+    def _say_choice(self, variant: Variant, lacks: dict[Variant, Lack], size: Size) -> None:
+        assert self._current is not None
+        reasons = words.passed_over(self._ladders, variant, self._rejected, lacks)
+        LOG.info("%s", words.choice(self._model, self._current, size, reasons))
 
     def _complain(self, lacks: dict[Variant, Lack]) -> None:
         """Nothing serves: remember why, and say it when it is new."""
         assert self._size is not None
         can_be_made = any(lack.buildable for lack in lacks.values())
-        reasons = ", ".join(self._passed_over(None, lacks))
-        message = f"{self._name} has nothing to run with at {_by(self._size)}: {reasons}"
+        reasons = ", ".join(words.passed_over(self._ladders, None, self._rejected, lacks))
+        message = f"{self._name} has nothing to run with at {words.by(self._size)}: {reasons}"
         if message != self._trouble.message and self._build is None:
             LOG.warning("%s", message)
         self._trouble = RuntimeStatus(MISSING if can_be_made else FAILED, message=message, degraded=not can_be_made)
@@ -402,35 +401,3 @@ class NetworkSource:
     def _refusal(self) -> InputError:
         status = self.runtime_status
         return InputError(f"engine_{status.state}", status.message)
-
-    def _status_of(self, current: Opened) -> RuntimeStatus:
-        checked, given_up = current.checked, [f"{v} is given up: {why}" for v, why in self._rejected.items()]
-        return RuntimeStatus(
-            state=READY,
-            runtime=current.driver.runtime,
-            precision=current.variant.precision,
-            file=current.file,
-            message="; ".join([f"{current.driver.runtime} serves", *given_up]),
-            self_check=None if checked is None else checked.share,
-            degraded=bool(given_up),
-        )
-
-    def _status_of_build(self, variant: Variant, build: Build, current: Opened | None) -> RuntimeStatus:
-        progress = build.progress
-        meanwhile = "frames are skipped until it is ready"
-        status = RuntimeStatus()
-        if current is not None:
-            status = self._status_of(current)
-            meanwhile = f"{current.driver.runtime} serves meanwhile"
-        words = f"building {variant}: {progress.phase} {progress.fraction:.0%}, {progress.elapsed_s:.0f} s"
-        return replace(
-            status,
-            state=BUILDING,
-            progress=progress.fraction,
-            elapsed_s=progress.elapsed_s,
-            message=f"{words}; {meanwhile}",
-        )
-
-
-def _by(size: Size) -> str:
-    return f"{size[0]}x{size[1]}"

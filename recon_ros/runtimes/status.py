@@ -19,7 +19,7 @@ class RuntimeStatus:
             ``failed``, nothing that is here can be used.
         runtime: who serves now, as `Executor.runtime` says; empty while nobody does.
         precision: of who serves.
-        file: folder of the graphs or engines that are used, or being built.
+        file: folder of the graphs or engines that are used; empty where there are none.
         progress: of the build, [0, 1].
         elapsed_s: of the build, seconds.
         message: one sentence for people: what is going on, and what to do.

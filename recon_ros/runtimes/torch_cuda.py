@@ -65,15 +65,6 @@ class TorchCuda:
         """See `Cuda.download`."""
         self._copy(array.ctypes.data, address, array.nbytes)
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """See `Cuda.copy`."""
-        self._copy(target, source, nbytes)
-
-    def clear(self, address: int, nbytes: int) -> None:
-        """See `Cuda.clear`."""
-        with self._work():
-            self._tensors[address][:nbytes].zero_()
-
     def synchronise(self) -> None:
         """See `Cuda.synchronise`."""
         with self._work():

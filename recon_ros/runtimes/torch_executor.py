@@ -14,7 +14,7 @@ from torch import Tensor
 from recon_ros.errors import NetworkError
 from recon_ros.networks.graphs import StepGraphs
 from recon_ros.networks.plan import IMAGE, NEXT, StepPlan
-from recon_ros.runtimes.executor import Arrays, check_memory
+from recon_ros.runtimes.executor import Arrays, check_image, check_memory
 
 TorchMemory = dict[str, Tensor]
 """The memory tensors of the plan by name, on the executor's device. Any number of them may be kept."""
@@ -67,6 +67,7 @@ class TorchExecutor:
 
     @torch.inference_mode()
     def step(self, memory: TorchMemory, image: NDArray[np.uint8]) -> tuple[TorchMemory, dict[str, NDArray[Any]]]:
+        check_image(self._plan, image)
         given = {**memory, IMAGE: self._tensor(image)}
         after = self._run(given) if self._recording is None else self._recording.replay(given)
         fetched = {name: after[name].to("cpu", copy=True).numpy() for name in self._plan.fetched}
@@ -84,8 +85,9 @@ class TorchExecutor:
         self._modules.clear()
         self._initial.clear()
 
+    @torch.inference_mode()
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        """A copy on the device."""
+        """A copy on the device; of one kind with what steps give, or compiled code would be compiled anew for it."""
         return torch.tensor(array, device=self.device)
 
     def _run(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -25,6 +25,9 @@ from recon_ros.runtimes.step import Memory, StepRuntime
 if TYPE_CHECKING:
     from torch import nn
 
+SEEDED = "seeded-"
+"""Digests of weights that are drawn begin so."""
+
 RANDOM = "random-small"
 RANDOM_CARD = ModelCard(
     name="random-small (random weights: plumbing tests only, the map means nothing)",
@@ -88,7 +91,7 @@ def network_digest(name: str, weights: str = "", seeded: bool = False) -> str:
     recipe = _recipe(name, seeded)
     if recipe is not None:
         text = json.dumps([recipe.family, dict(recipe.constructor), recipe.rules], sort_keys=True)
-        return f"seeded-{SEED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"{SEEDED}{SEED}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
     from recon_ros.networks import fetch
 
     card = find_card(name)

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +24,7 @@ from recon_ros.runtimes.choice import Build, Checked, Lack, Machine, Opened, Siz
 from recon_ros.runtimes.engine_build import BuildProcess
 from recon_ros.runtimes.engine_cache import EngineCache, Engines, set_aside
 from recon_ros.runtimes.engine_key import key_of
-from recon_ros.runtimes.engine_prepare import build_options, bundle_place, exported_digest
+from recon_ros.runtimes.engine_prepare import INT8, build_options, bundle_place, exported_digest
 from recon_ros.runtimes.engine_request import BuildRequest
 from recon_ros.runtimes.executor import Executor
 from recon_ros.runtimes.families import make_step
@@ -62,14 +64,17 @@ class NetworkWorkshop:
     def machine(self) -> Machine:
         """What there is to compute on. PyTorch is asked, which takes seconds, only where the driver has a GPU."""
         cuda = bf16 = False
-        if importlib.util.find_spec("openvino") is not None:
-            from recon_ros.runtimes.openvino_executor import cpu_precisions
+        # A library that is there and broken is no reason to do without the others: it fails when it is to be used.
+        with contextlib.suppress(NetworkError, ImportError, OSError):
+            if _is_installed("openvino"):
+                from recon_ros.runtimes.openvino_executor import cpu_precisions
 
-            bf16 = "bf16" in cpu_precisions()
-        if self._gpu is not None and importlib.util.find_spec("torch") is not None:
-            from recon_ros.runtimes.torch_device import has_cuda
+                bf16 = "bf16" in cpu_precisions()
+        with contextlib.suppress(ImportError, OSError):
+            if self._gpu is not None and _is_installed("torch"):
+                from recon_ros.runtimes.torch_device import has_cuda
 
-            cuda = has_cuda()
+                cuda = has_cuda()
         return Machine(cuda, bf16)
 
     # -- what is there ---------------------------------------------------------------------------------------
@@ -79,7 +84,10 @@ class NetworkWorkshop:
         lack = self._lack_here(variant)
         if lack is not None or size is None or variant.runtime == "torch":
             return lack
-        found = self._find(variant, size)
+        try:
+            found = self._find(variant, size)
+        except OSError as error:  # a cache that may not be read, or a file that somebody removes right now
+            return Lack(f"the cache cannot be read: {error.filename}: {error.strerror or error}")
         if isinstance(found, Lack):
             return found
         self._files[variant] = found
@@ -88,11 +96,11 @@ class NetworkWorkshop:
     def _lack_here(self, variant: Variant) -> Lack | None:
         """What no build can bring."""
         if variant.runtime == "torch":
-            if importlib.util.find_spec("torch") is None:
+            if not _is_installed("torch"):
                 return Lack("PyTorch is not installed: pip install torch")
             return Lack(self._no_weights) if self._no_weights else None
         if variant.runtime == "openvino":
-            if importlib.util.find_spec("openvino") is None:
+            if not _is_installed("openvino"):
                 return Lack("OpenVINO is not installed: pip install openvino")
             return None
         if self._gpu is None:
@@ -107,11 +115,11 @@ class NetworkWorkshop:
         request = self._request(variant, size)
         folder = bundle_place(request, self._digest)
         if not (folder / PLAN).exists():
-            return self._to_be_exported(variant, request, f"not exported for {size[0]}x{size[1]} yet")
+            return self._to_be_made(variant, request, f"not exported for {size[0]}x{size[1]} yet")
         try:
             bundle = self._read_bundle(folder)
         except NetworkError as error:
-            return self._to_be_exported(variant, request, str(error))
+            return self._to_be_made(variant, request, str(error))
         if variant.runtime == "openvino":
             return Files(bundle)
         key = key_of(bundle, load_library(variant.runtime), self._gpu, build_options(request, self._gpu))
@@ -122,16 +130,33 @@ class NetworkWorkshop:
 
     def _read_bundle(self, folder: Path) -> Bundle:
         """Checked to the last byte, but once only: it is asked for again and again while its engines are missing."""
-        changed = (folder / PLAN).stat().st_mtime_ns
+        try:
+            changed = (folder / PLAN).stat().st_mtime_ns
+        except FileNotFoundError as error:
+            raise NetworkError(f"{folder} holds no exported network") from error
         if self._bundles.get(folder, (0, None))[0] != changed:
             self._bundles[folder] = (changed, load_bundle(folder))
         return self._bundles[folder][1]
 
-    def _to_be_exported(self, variant: Variant, request: BuildRequest, reason: str) -> Lack:
-        if self._no_weights or importlib.util.find_spec("torch") is None:
-            why = self._no_weights or "PyTorch, which exports it, is not installed: pip install torch"
-            return Lack(f"{reason}; {why}")
+    def _to_be_made(self, variant: Variant, request: BuildRequest, reason: str) -> Lack:
+        """Graphs are missing, or not whole: whether they can be made here, and how."""
+        needs = self._needs(request)
+        if needs:
+            return Lack(f"{reason}; {needs}")
         return Lack(reason, self._command(variant, request), buildable=True)
+
+    def _needs(self, request: BuildRequest) -> str:
+        """What is not here that graphs are made with; empty when all is."""
+        if request.precision == INT8:
+            if not _is_installed("nncf"):
+                return "NNCF, which rounds it, is not installed: pip install nncf"
+            exact = bundle_place(replace(request, precision="fp32"), self._digest)
+            with contextlib.suppress(NetworkError):
+                self._read_bundle(exact)
+                return ""  # rounded from graphs that are here
+        if self._no_weights:
+            return self._no_weights
+        return "" if _is_installed("torch") else "PyTorch, which exports it, is not installed: pip install torch"
 
     # -- opening ---------------------------------------------------------------------------------------------
 
@@ -162,8 +187,9 @@ class NetworkWorkshop:
             return self._open_engines(variant, bundle, engines)
         from recon_ros.runtimes.openvino_executor import OpenVinoExecutor
 
+        answers = bundle.golden()
         executor = OpenVinoExecutor(bundle, variant.precision, self._config.engine.threads)
-        return _Loaded(executor, bundle.golden(), str(bundle.folder))
+        return _Loaded(executor, answers, str(bundle.folder))
 
     def _open_engines(self, variant: Variant, bundle: Bundle, engines: Engines) -> _Loaded:
         """Raises Unusable once for engines that the library refuses."""
@@ -171,16 +197,17 @@ class NetworkWorkshop:
         from recon_ros.runtimes.trt.engine import EngineRefused
         from recon_ros.runtimes.trt.runner import TrtExecutor
 
-        library = load_library(variant.runtime)
+        library, answers = load_library(variant.runtime), bundle.golden()
         try:
             executor = TrtExecutor(bundle, engines.files, library, find_cuda())
         except EngineRefused as error:
-            if variant in self._renewed or "memory" in str(error):  # the file is not at fault
+            if variant in self._renewed:  # new ones would be refused as well
                 raise
             self._renewed.add(variant)
-            set_aside(engines.folder)
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                set_aside(engines.folder)
             raise Unusable(str(error)) from error
-        return _Loaded(executor, bundle.golden(), str(engines.folder))
+        return _Loaded(executor, answers, str(engines.folder))
 
     # -- building --------------------------------------------------------------------------------------------
 
@@ -251,4 +278,8 @@ class _Loaded(NamedTuple):
 def _check(executor: Executor, answers: Mapping[str, NDArray[Any]], precision: str) -> Checked:
     report = golden.check(executor, answers, precision)
     LOG.info("%s: %s", executor.runtime, report)
-    return Checked(report.passed, report.error / report.tolerance, report.worst or report.failure)
+    return Checked(report.passed, report.error / report.tolerance, report.worst, report.failure)
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None

@@ -87,11 +87,20 @@ class Tracker:
         self._velocity = np.zeros(6)
         self._interrupted = False
         self._next_candidate = 0
+        self.was_interrupted = False
+        """The last frame with a pose came after frames without."""
+        self.submap = 0
+        """Of the store's: in whose frame the poses are."""
 
-    def begin(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
-        """Start tracking from a frame whose pose is given."""
+    def begin(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None, submap: int = 0) -> None:
+        """Start tracking from a frame whose pose is given, in the frame of a submap."""
+        self.submap = submap
         self._velocity = np.zeros(6)
         self._remember(view, T_world_camera, T_odom_camera)
+
+    def expected(self, view: View, T_odom_camera: Matrix | None) -> Matrix:
+        """Where a camera that is lost may be: where it was last, or where odometry has taken it since."""
+        return np.eye(4) if self._previous is None else self._predicted(view, self._previous, T_odom_camera)
 
     def follow(self, T_after_before: Matrix) -> None:
         """The map around the last tracked frame has moved: it goes along; motion relative to it stays."""
@@ -122,6 +131,7 @@ class Tracker:
         if track is None:
             self._interrupted = True
             return None
+        self.was_interrupted = self._interrupted
         self._velocity = self._measured_velocity(view, track.T_world_camera)
         self._remember(view, track.T_world_camera, T_odom_camera)
         return track
@@ -159,8 +169,8 @@ class Tracker:
         if previous is not None:
             yield self._from_features(view, previous.features, previous.T_world_camera)
             yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
-        if not self._interrupted and len(store):
-            newest = store.keyframes[-1]
+        newest = store.keyframes[-1]
+        if not self._interrupted and store.submap_of(newest.id) == store.joined(self.submap):
             yield self._from_features(view, newest.features, newest.T_world_camera)
         elif places is not None:
             yield from self._from_places(view, store, places)
@@ -177,7 +187,10 @@ class Tracker:
         most = self.config.relocalization_candidates
         for candidates in (places, InTurn(store, self._next_candidate)):
             found = relocalize(view, store, candidates, most, settings)
-            yield None if found is None else _Start(found[0], Observations.concatenated([]))
+            if found is not None:
+                before, self.submap = self.submap, store.submap_of(found[1])
+                yield _Start(found[0], Observations.concatenated([]))
+                self.submap = before
         self._next_candidate += most
 
     def _predicted(self, view: View, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
@@ -224,7 +237,7 @@ class Tracker:
 
     def _references(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> tuple[list[Keyframe], float]:
         """The most covisible keyframes, best first, and the share of the view the best one sees."""
-        ids, shares = store.overlaps(view.probe, T_world_camera)
+        ids, shares = store.overlaps(view.probe, T_world_camera, self.submap)
         order = np.argsort(-shares, kind="stable")[: self.config.references]
         chosen = [store[int(ids[i])] for i in order if shares[i] > MIN_REFERENCE_OVERLAP]
         return chosen, float(shares.max(initial=0.0))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.errors import NetworkError
@@ -85,22 +84,3 @@ def check_plan(plan: StepPlan) -> None:
             raise NetworkError(f"memory {name} is {plan.tensors[name]} and becomes {plan.tensors[name + NEXT]}")
     if lost := [name for name in plan.fetched if name not in known]:
         raise NetworkError(f"{', '.join(lost)} cannot be fetched: no graph gives it")
-
-
-def checked_memory(plan: StepPlan, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A memory's arrays in the plan's order.
-
-    Raises:
-        NetworkError: a tensor is missing, unknown, or of another shape or dtype.
-    """
-    if set(arrays) != set(plan.memory):
-        missing, unknown = sorted(set(plan.memory) - set(arrays)), sorted(set(arrays) - set(plan.memory))
-        raise NetworkError(f"not a memory of this plan: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
-    for name in plan.memory:
-        spec, array = plan.tensors[name], np.asarray(arrays[name])
-        if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-            raise NetworkError(
-                f"memory tensor {name} is {array.dtype} {array.shape}, the plan's {spec.dtype} {spec.shape}; "
-                "it is of another network or size"
-            )
-    return {name: np.asarray(arrays[name]) for name in plan.memory}

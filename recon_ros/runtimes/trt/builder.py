@@ -11,7 +11,15 @@ from recon_ros.errors import NetworkError
 from recon_ros.runtimes.trt import rtx, timing_cache
 from recon_ros.runtimes.trt.files import write_atomically
 from recon_ros.runtimes.trt.library import Library
-from recon_ros.runtimes.trt.progress import BuildCancelled, LogProgress, Part, PhaseTree, ProgressSink, make_monitor
+from recon_ros.runtimes.trt.progress import (
+    BuildCancelled,
+    LogProgress,
+    Part,
+    PhaseTree,
+    ProgressSink,
+    make_monitor,
+    tell,
+)
 
 READ, BUILT = 0.02, 0.98
 """Fractions of a build at which its file is read and its engine is made."""
@@ -64,23 +72,18 @@ def build_engine(
         NetworkError: the file cannot be read, the library refuses the target or the graph, or the disk is full.
     """
     progress = progress or LogProgress(f"engine of {onnx.name}")
-    _go_on(progress.update(f"reading {onnx.name}", 0.0))
+    tell(progress, f"reading {onnx.name}", 0.0)
     builder = _create(library, library.module.Builder, library.logger)
     network, parser = _read_onnx(library, builder, onnx)
     config = _configure(library, builder, options)
-    _go_on(progress.update("building", READ))
+    tell(progress, "building", READ)
     serialized = _build(library, builder, network, config, Part(progress, READ, BUILT), onnx)
     del parser  # not before: the network's weights are its
-    _go_on(progress.update("writing", BUILT))
+    tell(progress, "writing", BUILT)
     write_atomically(target, serialized)
     if options.timing_cache is not None and not library.is_rtx:
         timing_cache.save(config, options.timing_cache)
     progress.update("done", 1.0)
-
-
-def _go_on(wanted: bool) -> None:
-    if not wanted:
-        raise BuildCancelled("the build of the engine was cancelled; nothing was written")
 
 
 def _create(library: Library, make: Any, *arguments: Any) -> Any:
@@ -156,7 +159,8 @@ def _build(library: Library, builder: Any, network: Any, config: Any, progress: 
     serialized = builder.build_serialized_network(network, config)
     if tree.failure is not None:
         raise tree.failure
-    _go_on(not tree.cancelled)
+    if tree.cancelled:
+        raise BuildCancelled(f"cancelled while {onnx.name} was built; nothing was written")
     if serialized is None:
         raise NetworkError(f"{library} cannot build {onnx.name}{library.logger.take_errors()}")
     return serialized

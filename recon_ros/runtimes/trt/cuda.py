@@ -51,14 +51,6 @@ class Cuda(Protocol):
         """Begin to copy from device memory that begins at an address of `allocate` to a `pinned` array."""
         ...
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """Begin to copy between device memories that begin at addresses of `allocate`."""
-        ...
-
-    def clear(self, address: int, nbytes: int) -> None:
-        """Begin to set device memory that begins at an address of `allocate` to zero."""
-        ...
-
     def synchronise(self) -> None:
         """Wait until all that was begun is done."""
         ...

@@ -83,14 +83,6 @@ class CudaPython:
         """See `Cuda.download`."""
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
 
-    def copy(self, target: int, source: int, nbytes: int) -> None:
-        """See `Cuda.copy`."""
-        self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
-
-    def clear(self, address: int, nbytes: int) -> None:
-        """See `Cuda.clear`."""
-        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
-
     def synchronise(self) -> None:
         """See `Cuda.synchronise`."""
         self._call("cudaStreamSynchronize", self._stream)

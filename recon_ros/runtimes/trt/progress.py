@@ -32,6 +32,16 @@ class ProgressSink(Protocol):
         ...
 
 
+def tell(sink: ProgressSink | None, phase: str, fraction: float) -> None:
+    """Tell how far it is, if anybody listens.
+
+    Raises:
+        BuildCancelled: the end is asked for.
+    """
+    if sink is not None and not sink.update(phase, fraction):
+        raise BuildCancelled(f"cancelled during: {phase}; nothing was written")
+
+
 class _Phase:
     """A phase of TensorRT's, with those inside it that are running now."""
 

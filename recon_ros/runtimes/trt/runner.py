@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from recon_ros.errors import NetworkError
 from recon_ros.networks.plan import IMAGE, StepPlan
-from recon_ros.runtimes.executor import Arrays
-from recon_ros.runtimes.trt.buffers import PARITIES, Buffers, checked_memory
+from recon_ros.runtimes.executor import Arrays, check_image, check_memory
+from recon_ros.runtimes.trt.buffers import PARITIES, Buffers
 from recon_ros.runtimes.trt.contexts import Contexts
 from recon_ros.runtimes.trt.cuda import Cuda
 from recon_ros.runtimes.trt.library import Library
@@ -82,7 +82,8 @@ class TrtExecutor:
         self._written = [0, 0]  # generation of what lies in each set of buffers; 0: nothing
         self._generation = 0
         try:
-            self._initial = checked_memory(self._plan, bundle.initial())
+            self._initial = bundle.initial()
+            check_memory(self._plan, self._initial)
             self._buffers = Buffers(self._plan, cuda)
             self._contexts = Contexts(library, self._plan, engines, self._buffers, cuda)
             self._warm_up()
@@ -114,7 +115,7 @@ class TrtExecutor:
     def step(self, memory: DeviceMemory, image: NDArray[np.uint8]) -> tuple[DeviceMemory, dict[str, NDArray[Any]]]:
         """See `Executor.step`."""
         parity = self._locate(memory)
-        self._check_image(image)
+        check_image(self._plan, image)
         self._written[1 - parity] = 0  # lost from here on, even if the step fails
         self._buffers.begin_upload(IMAGE, parity, image)
         self._run(parity)
@@ -128,7 +129,8 @@ class TrtExecutor:
     def write(self, arrays: Arrays) -> DeviceMemory:
         """See `Executor.write`."""
         self._check_open()
-        return self._put(checked_memory(self._plan, arrays))
+        check_memory(self._plan, arrays)
+        return self._put(arrays)
 
     def close(self) -> None:
         """See `Executor.close`."""
@@ -172,11 +174,6 @@ class TrtExecutor:
     def _check_open(self) -> None:
         if self._contexts is None:
             raise NetworkError(f"{self._runtime} was closed")
-
-    def _check_image(self, image: NDArray[np.uint8]) -> None:
-        spec = self._plan.tensors[IMAGE]
-        if image.shape != spec.shape or image.dtype != np.dtype(spec.dtype):
-            raise NetworkError(f"the image is {image.dtype} {image.shape}, the engine takes {spec.dtype} {spec.shape}")
 
     def _run(self, parity: int) -> None:
         if self._graphs:

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The trials of the map that moves measure what they say."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from revisits import room_keyframe, room_view
+from textured_room import CAMERA, TexturedRoom, walk
+
+from benchmarks import drive, kidnap, loops, soak, walls
+from recon_ros.config import Config
+from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
+from recon_ros.datasets.warehouse import LOOP, WarehouseBuilder, driven_rectangle
+from recon_ros.frame import Frame, Trajectory
+from recon_ros.geometry import se3
+
+STAMP = 1_700_000_000_000_000_000
+STEP = 100_000_000
+
+
+def room_frames(count: int) -> list[tuple[Frame, np.ndarray]]:
+    room = TexturedRoom()
+    poses = [walk(2 * i) for i in range(count)]
+    return [
+        (Frame(STAMP + i * STEP, image, CAMERA, depth), pose)
+        for i, pose in enumerate(poses)
+        for image, depth in [room.render(pose)]
+    ]
+
+
+# -- the drive -----------------------------------------------------------------------------------------------
+
+
+def test_two_laps_are_a_hundred_and_fifty_metres():
+    data = drive.drive()
+    assert AisleLoop(drive.STRETCH).length >= 75
+    moved = np.linalg.norm(np.diff(data.ground_truth().positions, axis=0), axis=1).sum()
+    assert moved >= 150
+    end, start = data.pose(len(data) - 1), data.pose(0)
+    assert np.linalg.norm(end[:3, 3] - start[:3, 3]) < 2 * drive.OVERRUN
+
+
+def test_a_longer_hall_is_the_same_hall_with_longer_rows():
+    assert driven_rectangle() == LOOP and driven_rectangle(2) == (2.2, 3.1, 14.0 + 5.4, 9.1)
+    longer = WarehouseBuilder(0, 2)
+    assert longer.length == pytest.approx(16.2 + 5.4) and [row[3] for row in longer.rows] == [6, 5, 5, 6]
+    assert SyntheticWarehouse(1, stretch=2).lap_length == pytest.approx(
+        SyntheticWarehouse(1).lap_length + 10.8, abs=1e-2
+    )
+
+
+def test_a_miscalibrated_camera_sees_too_far_and_more_so_to_the_right():
+    depth = np.full((240, 320), 2.0, np.float32)
+    (frame,) = drive.miscalibrated([Frame(STAMP, np.zeros((240, 320, 3), np.uint8), CAMERA, depth)])
+    middle = round(CAMERA.cx)
+    assert frame.depth[120, middle] == pytest.approx(2.02, abs=1e-4)
+    assert frame.depth[120, 319] > frame.depth[120, middle] > frame.depth[120, 0]
+    assert depth[0, 0] == 2.0
+
+
+def test_drift_is_of_the_way_and_of_the_turn():
+    true = np.stack([walk(10 * i) for i in range(11)])
+    wrong = np.stack([T @ se3.exp(np.array([0, 0, 0, 0, np.radians(i), 0])) for i, T in enumerate(true)])
+    wrong[:, :3, 3] *= 1.02
+    stamps = STAMP + STEP * np.arange(11)
+    found = loops.drift_of(Trajectory(stamps, wrong), Trajectory(stamps, true), 20.0)
+    assert found["scale"] == pytest.approx(0.02) and found["degrees_per_10_m"] == pytest.approx(5.0)
+
+
+# -- walls ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("shift", "thick"), [((0, 0, 0), 0.0), ((0, 0, 0.04), 0.04), ((0.05, 0, 0), 0.0)])
+def test_walls_are_double_by_what_lies_across_them(shift, thick):
+    # The room's far wall fills the view: a keyframe that is misplaced along z shows it twice, one along x does not.
+    room, poses = TexturedRoom(), [walk(40), walk(44)]
+    keyframes = [room_keyframe(i, room_view(room, T), T) for i, T in enumerate(poses)]
+    keyframes[1].T_world_camera = se3.make(np.eye(3), np.array(shift, float)) @ poses[1]
+    first, second = (walls.lap_points([k], [T]) for k, T in zip(keyframes, poses, strict=True))
+    found = walls.thicknesses(first, second)
+    assert len(found) > 5
+    assert np.median(found) == pytest.approx(thick, abs=0.003)
+
+
+def test_walls_are_compared_where_they_really_are():
+    room, T = TexturedRoom(), walk(40)
+    keyframe = room_keyframe(0, room_view(room, T), T)
+    turn = se3.exp(np.array([0.3, 0, -0.5, 0, 0.4, 0]))
+    keyframe.T_world_camera = turn @ T  # both laps are wrong, and by the same
+    lap = walls.lap_points([keyframe], [T])
+    assert walls.thicknesses(lap, lap).max() < 0.005
+
+
+# -- verdicts ------------------------------------------------------------------------------------------------
+
+
+def result(end_error: float, **changes: object) -> dict:
+    return {
+        "end_error": end_error,
+        "walls": {"p95": 0.02},
+        "loops": {"false": 0},
+        "block_ms": {"max": 5.0},
+        **changes,
+    }
+
+
+def test_each_bound_of_the_loops_can_break():
+    before = result(1.0)
+    assert loops.broken_bounds({"without": before, "offline": result(0.05), "live": result(0.1)}) == []
+    for broken, word in (
+        (result(0.2), "5.0 times"),
+        (result(0.05, walls={"p95": 0.06}), "6.0 cm"),
+        (result(0.05, loops={"false": 1}), "1 false"),
+        (result(0.05, block_ms={"max": 21.0}), "21 ms"),
+    ):
+        (sentence,) = loops.broken_bounds({"without": before, "live": broken})
+        assert word in sentence
+
+
+def test_a_loop_is_held_against_the_truth():
+    poses = {0: walk(0), 5: walk(50)}
+    T = se3.inverse(poses[0]) @ poses[5]
+    wrong = T @ se3.make(np.eye(3), np.array([0.0, 0.4, 0.0]))
+    errors = loops.errors_of([SimpleNamespace(a=0, b=5, T_a_b=T), SimpleNamespace(a=0, b=5, T_a_b=wrong)], poses)
+    assert errors[0] == pytest.approx((0, 0), abs=1e-9) and errors[1][0] == pytest.approx(0.4)
+
+
+def test_a_run_keeps_its_record():
+    frames = [frame for frame, _ in room_frames(5)]
+    found = loops.run(iter(frames), Config(), live=False, rate_hz=None)
+    assert len(found.blocks_ms) == len(found.frames_ms) == len(found.trajectory) == 5 and found.lost == 0
+    assert {k.id for k in found.keyframes} == set(found.frame_of)
+    assert {name for parts in found.parts_ms for name in parts} <= {name for name, _, _ in loops.GRAPH}
+
+
+def test_a_soak_that_grows_or_slows_down_is_broken():
+    def record(**changes: object) -> soak.Record:
+        return soak.Record([100.0] * 3000, [9] * 3000, 50, 3000, 3000, **changes)
+
+    assert soak.judge(record(frame_ms=[40.0] * 3000, map_mb=[2.0] * 120), 40, 1000)[1] == []
+    (slow,) = soak.judge(record(frame_ms=[40.0] * 2000 + [45.0] * 1000), 40, 1000)[1]
+    assert "12.5% longer" in slow
+    (large,) = soak.judge(record(map_mb=[2.0] * 80 + [2.2] * 40), 40, 1000)[1]
+    assert "from 2.0 to 2.2 MB" in large
+
+
+# -- kidnap --------------------------------------------------------------------------------------------------
+
+
+def test_a_camera_carried_off_is_found_and_a_wrong_pose_is_counted():
+    shown = room_frames(12)
+    reconstructor, keyframe_stamps = kidnap.mapped([frame for frame, _ in shown], Config())
+    assert shown[0][0].stamp_ns in keyframe_stamps
+    rng = np.random.default_rng(0)
+    revisit = [(kidnap.otherwise(frame, rng, 0.9, 2.0), pose) for frame, pose in shown[4:7]]
+    trial = kidnap.kidnapped(reconstructor, revisit, np.eye(4), 0)
+    assert trial.found_ns == 0 and trial.in_time and trial.wrong == 0 and trial.worst[0] < 0.05
+    elsewhere = se3.make(np.eye(3), np.array([1.0, 0.0, 0.0]))
+    trial = kidnap.kidnapped(reconstructor, revisit, elsewhere, 0)
+    assert trial.wrong == trial.poses == 3 and trial.worst[0] == pytest.approx(1.0, abs=0.05)
+
+
+def test_what_is_never_found_is_not_in_time():
+    numbers = kidnap.summary([kidnap.Trial(0, None, [5.0], 0, (0.0, 0.0), 0), kidnap.Trial(1, 10**9, [], 0, (0, 0), 1)])
+    assert numbers["in_time"] == 1 and numbers["found_s"] == [None, 1.0]
+    assert len(kidnap.row("room", numbers)) == len(kidnap.HEADER)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A camera carried away blindfold begins a submap; when it comes to a place it knows, the two become one map."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+from revisits import turning
+from textured_room import CAMERA, TexturedRoom
+
+from recon_ros import Config, Frame, Reconstructor, Update
+from recon_ros.config import updated
+from recon_ros.frame import State
+from recon_ros.geometry import se3
+
+pytest.importorskip("gtsam", reason="needs gtsam")
+
+ROOM = TexturedRoom()
+STEPS = 48
+"""Views of a lap, 7.5° apart."""
+OPTIONS = {
+    "tracking.features": 800,
+    "tracking.lost_after": 2,
+    "tracking.submap_after": 4,
+    "loops.exclusion": 3,
+    "input.max_depth": 20.0,
+}
+
+
+@cache
+def rendered(step: int) -> Frame:
+    image, depth = ROOM.render(turning(step, STEPS))
+    return Frame(1_000_000_000 + step, image, CAMERA, depth)
+
+
+def seen(step: int, number: int) -> Frame:
+    return replace(rendered(step), stamp_ns=1_000_000_000 + number * 100_000_000)
+
+
+def blank(number: int) -> Frame:
+    frame = seen(0, number)
+    return replace(frame, image=np.full_like(frame.image, 90))
+
+
+def carried_away(**options: object) -> tuple[Reconstructor, list[Update], list[int]]:
+    """Steps 0–8; nothing; 22–56, of which the last have been seen before. And the step of each view with a pose."""
+    r = Reconstructor(updated(Config(), OPTIONS | options))
+    steps = [*range(9), *[None] * 4, *[22] * 5, *range(22, 57)]
+    updates = [r.process(blank(number) if step is None else seen(step, number)) for number, step in enumerate(steps)]
+    with_pose = [s for s, u in zip(steps, updates, strict=True) if s is not None and u.T_world_camera is not None]
+    r.settle()
+    r.settle()
+    return r, updates, with_pose
+
+
+def worst_error(r: Reconstructor, steps: list[int]) -> float:
+    """Metres, over all frames with a pose, in the first camera's frame."""
+    truth = np.array([se3.inverse(turning(0, STEPS)) @ turning(step, STEPS) for step in steps])
+    return float(np.linalg.norm(r.trajectory().positions - truth[:, :3, 3], axis=1).max())
+
+
+def test_a_submap_is_joined_to_the_map_where_they_meet() -> None:
+    r, updates, steps = carried_away()
+    lost = [u.state for u in updates[9:13]]
+    assert lost[-1] is State.LOST
+    begun = next(i for i, u in enumerate(updates) if i >= 13 and u.T_world_camera is not None)
+    assert updates[begun].keyframe_id is not None and updates[begun].confidence == 0, "its pose is a guess"
+    assert all(u.state is State.TRACKING for u in updates[begun:])
+    assert len(r.loops) >= 1
+    # The walk is a turn on 0.4 m: before it was joined, the submap was off by as much as the camera had been carried.
+    assert worst_error(r, steps) < 0.05
+    assert len({r._atlas.store.submap_of(k.id) for k in r.keyframes}) == 1
+    assert len(r.trajectory()) == len(steps), "nothing mapped is lost"
+
+
+def test_what_does_not_meet_stays_apart() -> None:
+    r, _, _ = carried_away(**{"loops.enabled": False})
+    assert len({r._atlas.store.submap_of(k.id) for k in r.keyframes}) == 2
+
+
+def test_without_submaps_the_camera_stays_lost_until_it_is_found() -> None:
+    r, updates, steps = carried_away(**{"tracking.submap_after": 0})
+    assert updates[30].state is State.LOST
+    assert updates[-1].state is State.TRACKING and worst_error(r, steps) < 0.05
