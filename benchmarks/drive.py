@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two laps of 75 m through a long warehouse, rendered once, and the camera whose calibration makes tracking drift."""
+"""Two laps of 80 m through a long warehouse, rendered once, and a drift of tracking that can be switched on."""
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
-from recon_ros.frame import Frame
+from recon_ros.frame import Frame, Keyframe
+from recon_ros.geometry import se3
+from recon_ros.reconstructor import Reconstructor
+from recon_ros.tracking.view import View
 
-STRETCH = 8
+STRETCH = 9
 WIDTH, HEIGHT = 320, 240
 RATE_HZ, SPEED = 10.0, 2.0
 LAPS = 2
@@ -22,10 +27,11 @@ OVERRUN = 1.0
 """Metres driven beyond the last lap, into the place where the drive began."""
 
 SCALE_ERROR = 0.01
-"""Depth is too long by this share: every step of tracking, too."""
-BEND = 0.006
-"""Depth grows by this share more per unit of x / z. A surface at distance z then seems to turn by BEND / z radians for
-each metre driven, and tracking turns the other way: at 3.4 m, the mean of this drive, by 1° in 10 m."""
+"""Every step is too long by this share."""
+YAW_ERROR = float(np.radians(1.0)) / 10.0
+"""And turns by this for each metre forward, radians."""
+
+Matrix = NDArray[np.float64]
 
 
 def drive(laps: int = LAPS) -> SyntheticWarehouse:
@@ -60,17 +66,24 @@ def _render(path: Path) -> None:
     unfinished.rename(path)
 
 
-def miscalibrated(frames: Iterable[Frame], scale: float = SCALE_ERROR, bend: float = BEND) -> Iterator[Frame]:
-    """The same frames from a depth camera that is too long, and more so to the right.
+@contextmanager
+def drifting(scale: float = SCALE_ERROR, yaw: float = YAW_ERROR) -> Iterator[None]:
+    """Tracking drifts inside: what becomes a keyframe is too far from the one it was tracked against, and turned.
 
-    Nothing in the reconstruction is touched: it measures what such a camera shows, and drifts by itself.
+    Frames are then tracked against a keyframe that is wrong, and the edges of the graph inherit it; what is measured
+    between the two ends of a loop is as it is.
     """
-    for frame in frames:
-        assert frame.camera is not None and frame.depth is not None
-        factor = depth_factor(frame.camera.rays()[..., 0], scale, bend)
-        yield dataclasses.replace(frame, depth=(frame.depth * factor).astype(np.float32))
+    make = Reconstructor._keyframe
 
+    def drifted(self: Reconstructor, view: View, frame: Frame, T_world_camera: Matrix) -> Keyframe:
+        store, reference_id = self._atlas.store, self._reference_id
+        if reference_id is not None and reference_id in store:
+            T_world_reference = store[reference_id].T_world_camera
+            step = se3.inverse(T_world_reference) @ T_world_camera
+            step = step @ se3.exp(np.array([0.0, 0.0, 0.0, 0.0, yaw * step[2, 3], 0.0]))
+            step[:3, 3] *= 1 + scale
+            T_world_camera = se3.orthonormalised(T_world_reference @ step)
+        return make(self, view, frame, T_world_camera)
 
-def depth_factor(x_over_z: np.ndarray, scale: float = SCALE_ERROR, bend: float = BEND) -> np.ndarray:
-    """What the depth of pixels at these x / z is multiplied by."""
-    return np.asarray((1 + scale) * (1 + bend * x_over_z))
+    with mock.patch.object(Reconstructor, "_keyframe", drifted):
+        yield

@@ -31,7 +31,7 @@ from benchmarks.machine import Machine
 from recon_ros.config import Config
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.errors import InputError, ReconError
-from recon_ros.evaluation.trajectory import alignment
+from recon_ros.evaluation.trajectory import alignment, associate
 from recon_ros.frame import Frame, Trajectory
 from recon_ros.geometry import se3
 from recon_ros.reconstructor import Reconstructor
@@ -132,8 +132,8 @@ def kidnapped(
                 trial.wrong += 1
                 continue
             moved, turned = se3.distance(se3.inverse(T_truth_camera) @ T_truth_world @ T)
-            trial.worst = max(trial.worst[0], moved), max(trial.worst[1], turned)
-            trial.wrong += moved > WRONG[0] or turned > WRONG[1]
+            trial.worst = max(trial.worst[0], float(moved)), max(trial.worst[1], float(turned))
+            trial.wrong += int(moved > WRONG[0] or turned > WRONG[1])
     return trial
 
 
@@ -223,7 +223,8 @@ def measure(name: str, bag: Path, seeds: int) -> list[Trial]:
     else:
         reconstructor, keyframe_stamps = mapped(frames, Config())
         views = replayed(frames, poses, keyframe_stamps)
-    return seeds_of(reconstructor, views, alignment(reconstructor.trajectory(), truth), seeds)
+    T_truth_world = alignment(*associate(reconstructor.trajectory(), truth))
+    return seeds_of(reconstructor, views, T_truth_world, seeds)
 
 
 def summary(trials: Sequence[Trial]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two laps of 75 m with a depth camera that makes tracking drift: what closing loops repairs, and what it costs.
+"""Two laps of 80 m with a tracking that drifts: what closing loops repairs, and what it costs.
 
 The drive is tracked without loops, with them (as an offline run does it), and with them live: frames come at the
 camera's rate, loops are looked for in a thread and the graph is solved in a process. Exit code 1 when the error at the
@@ -43,6 +43,8 @@ MAX_THICKNESS = 0.05
 MAX_BLOCK_MS = 20.0
 TRUE_LOOP = (0.3, np.radians(5.0))
 """A loop is true when it is wrong by less, metres and radians."""
+SEEN_EVERY, SEEN_STRIDE = 4, 6
+"""Frames and pixels of which points are kept, to see where the laps have the walls."""
 PATIENCE_S = 5.0
 """How long a live run's jobs may take after its last frame."""
 
@@ -74,6 +76,7 @@ class Run:
         keyframes: at the end.
         loops: believed at the end; disbelieved: found, but rejected by the graph.
         frame_of: keyframe id → index of the frame it was.
+        seen: index of a frame → its stamp, and (h, w, 3) points that it measured; of every `SEEN_EVERY`-th.
         blocks_ms: by frame, time that tracking waited for the graph: corrections, and loops asked for.
         parts_ms: by frame, parts of it; frames_ms: all of `Reconstructor.process`.
         lost: frames without a pose.
@@ -84,6 +87,7 @@ class Run:
     loops: Sequence[Loop]
     disbelieved: int
     frame_of: dict[int, int] = field(default_factory=dict)
+    seen: dict[int, tuple[int, Matrix]] = field(default_factory=dict)
     blocks_ms: list[float] = field(default_factory=list)
     parts_ms: list[dict[str, float]] = field(default_factory=list)
     frames_ms: list[float] = field(default_factory=list)
@@ -96,7 +100,7 @@ def run(frames: Iterator[Frame], config: Config, live: bool, rate_hz: float | No
     found = Run(Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4))), (), (), 0)
     spans = Spans()
     try:
-        with spans.patched(GRAPH):
+        with spans.patched(GRAPH), drive.drifting():
             begin = time.perf_counter()
             for i, frame in enumerate(frames):
                 if rate_hz is not None:
@@ -111,6 +115,9 @@ def run(frames: Iterator[Frame], config: Config, live: bool, rate_hz: float | No
                 found.lost += update.T_world_camera is None
                 if update.keyframe_id is not None:
                     found.frame_of[update.keyframe_id] = i
+                if i % SEEN_EVERY == 0:
+                    points = update.prediction.points_self[::SEEN_STRIDE, ::SEEN_STRIDE]
+                    found.seen[i] = update.stamp_ns, points.astype(np.float64)
                 if progress is not None:
                     progress()
         _finish(reconstructor, live)
@@ -154,7 +161,7 @@ def drift_of(trajectory: Trajectory, truth: Trajectory, metres: float) -> dict[s
     return {"scale": length(estimated) / length(true) - 1, "degrees_per_10_m": turned / metres * 10}
 
 
-def judge(found: Run, truth: Trajectory, lap_frames: int, factor: Matrix) -> dict[str, Any]:
+def judge(found: Run, truth: Trajectory, lap_frames: int) -> dict[str, Any]:
     """The numbers of one run; the world is the first camera's on both sides."""
     origin = se3.inverse(truth.poses[0])
     at = dict(zip(truth.stamps_ns.tolist(), origin @ truth.poses, strict=True))
@@ -165,9 +172,8 @@ def judge(found: Run, truth: Trajectory, lap_frames: int, factor: Matrix) -> dic
     stamp_of = {i: truth.stamps_ns.tolist()[frame] for i, frame in found.frame_of.items()}
     true_poses = {i: at[stamp] for i, stamp in stamp_of.items()}
     loop_errors = errors_of(found.loops, true_poses)
-    true_loops = sum(m < TRUE_LOOP[0] and r < TRUE_LOOP[1] for m, r in loop_errors)
-    laps = [[k for k in found.keyframes if found.frame_of[k.id] // lap_frames == lap] for lap in range(2)]
-    first, second = (walls.lap_points(lap, [true_poses[k.id] for k in lap], factor) for lap in laps)
+    true_loops = sum(bool(m < TRUE_LOOP[0] and r < TRUE_LOOP[1]) for m, r in loop_errors)
+    first, second = (walls.lap_points(_views(found, at, lap_frames, lap)) for lap in range(2))
     thick = walls.thicknesses(first, second)
     blocks = np.array(found.blocks_ms)
     worst = int(np.argmax(blocks))
@@ -196,6 +202,17 @@ def judge(found: Run, truth: Trajectory, lap_frames: int, factor: Matrix) -> dic
         },
         "frame_ms": {f"p{q}": float(np.percentile(found.frames_ms, q)) for q in (50, 95, 99)},
     }
+
+
+def _views(found: Run, true_poses: dict[int, Matrix], lap_frames: int, lap: int) -> Iterator[walls.View]:
+    """The frames kept of a lap, where the path has them at the end."""
+    mapped: dict[int, Matrix] = dict(
+        zip(found.trajectory.stamps_ns.tolist(), list(found.trajectory.poses), strict=True)
+    )
+    for i, (stamp, points) in found.seen.items():
+        if i // lap_frames == lap and stamp in mapped:
+            T_mapped = mapped[stamp]
+            yield walls.View(points, T_mapped, true_poses.get(stamp, T_mapped))
 
 
 def broken_bounds(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -251,12 +268,10 @@ def plot(path: Path, runs: dict[str, Run], truth: Trajectory, lap_frames: int, r
 def _seen_from_above(found: Run, T_hall_world: Matrix, lap_frames: int, lap: int) -> Matrix:
     """(N, 2) points of a lap between shin and head in the hall."""
     parts = []
-    for keyframe in found.keyframes:
-        if found.frame_of[keyframe.id] // lap_frames == lap:
-            local = keyframe.points[::4, ::4].astype(np.float64)
-            near = local[np.isfinite(local[..., 2]) & (local[..., 2] < 4.5)]
-            points = se3.transform(T_hall_world @ keyframe.T_world_camera, near)
-            parts.append(points[(points[:, 2] > 0.4) & (points[:, 2] < 2.2), :2])
+    for view in _views(found, {}, lap_frames, lap):
+        near = view.points[np.isfinite(view.points[..., 2]) & (view.points[..., 2] < 4.5)]
+        points = se3.transform(T_hall_world @ view.T_mapped, near)
+        parts.append(points[(points[:, 2] > 0.4) & (points[:, 2] < 2.2), :2])
     return np.concatenate(parts)
 
 
@@ -312,7 +327,7 @@ def main(
                 config = updated(Config(), {"loops.enabled": enabled})
                 with BagReader(bag) as reader:
                     runs[name] = run(
-                        drive.miscalibrated(reader.frames()),
+                        reader.frames(),
                         config,
                         live,
                         drive.RATE_HZ if live else None,
@@ -322,9 +337,7 @@ def main(
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from error
     machine.finish()
-    stride = Config().memory.points_stride
-    factor = drive.depth_factor(data.camera.rays()[stride // 2 :: stride, stride // 2 :: stride, 0])
-    results = {name: judge(found, truth, lap_frames, factor) for name, found in runs.items()}
+    results = {name: judge(found, truth, lap_frames) for name, found in runs.items()}
     first_lap = Trajectory(truth.stamps_ns[:lap_frames], truth.poses[:lap_frames])
     drift = drift_of(runs["without"].trajectory, first_lap, data.lap_length)
     metres = len(data) * drive.SPEED / drive.RATE_HZ

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
 
-SUBSAMPLING = 3
 MAX_RANGE = 3.5
 """Beyond it the sensor's noise is as thick as what is measured, metres."""
-NEIGHBOURS = 12
-SAME_WALL = 0.12
+NEIGHBOURS = 24
+SAME_WALL = 0.25
 """Points of both laps are of one wall when they are truly within this, and within `SAME_PLANE` of its plane, metres."""
 SAME_PLANE = 0.03
 FLATNESS = 0.05
@@ -30,8 +28,22 @@ Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """What a camera measured somewhere.
+
+    Attributes:
+        points: (..., 3) of the camera frame, NaN where there is none.
+        T_mapped, T_true: (4, 4) T_world_camera by the map and in reality, in one world.
+    """
+
+    points: NDArray[np.floating]
+    T_mapped: Matrix
+    T_true: Matrix
+
+
+@dataclass(frozen=True, eq=False)
 class Lap:
-    """The points of one lap's keyframes.
+    """The points of one lap.
 
     Attributes:
         true: (N, 3) where they really are.
@@ -44,24 +56,20 @@ class Lap:
     turn: Matrix
 
 
-def lap_points(keyframes: Sequence[Keyframe], true_poses: Sequence[Matrix], factor: Matrix | None = None) -> Lap:
-    """Points of keyframes, in the map and in reality.
-
-    Args:
-        keyframes: of one lap.
-        true_poses: T_world_camera of each, in the same world as the map's.
-        factor: (h, w) of the points' lengths over the real ones, where the sensor measures wrong.
-    """
+def lap_points(views: Iterable[View]) -> Lap:
+    """Points of views, in the map and in reality."""
     parts: list[tuple[Matrix, Matrix, Matrix]] = []
-    for keyframe, T_true in zip(keyframes, true_poses, strict=True):
-        local = keyframe.points[::SUBSAMPLING, ::SUBSAMPLING].astype(np.float64)
-        scale = np.ones(local.shape[:2]) if factor is None else factor[::SUBSAMPLING, ::SUBSAMPLING]
-        near = np.isfinite(local[..., 2]) & (local[..., 2] < MAX_RANGE)
-        T = keyframe.T_world_camera
-        turn = T[:3, :3] / se3.scale_of(T) @ T_true[:3, :3].T
-        seen = local[near]
-        real = se3.transform(T_true, seen / scale[near][:, None])
-        parts.append((real, se3.transform(T, seen), np.broadcast_to(turn, (len(seen), 3, 3))))
+    for view in views:
+        near = np.isfinite(view.points[..., 2]) & (view.points[..., 2] < MAX_RANGE)
+        seen = view.points[near].astype(np.float64)
+        turn = view.T_mapped[:3, :3] / se3.scale_of(view.T_mapped) @ view.T_true[:3, :3].T
+        parts.append(
+            (
+                se3.transform(view.T_true, seen),
+                se3.transform(view.T_mapped, seen),
+                np.broadcast_to(turn, (len(seen), 3, 3)),
+            )
+        )
     true, mapped, turns = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Lap(true, mapped, turns)
 

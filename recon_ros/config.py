@@ -93,8 +93,8 @@ class TrackingConfig:
     )
     submap_after: int = option(
         50,
-        "Frames in a row without a pose before a submap is begun, which is joined to the map when a place is recognised; "
-        "0 never begins one",
+        "Frames in a row without a pose before a submap is begun, which is joined to the map when a place is "
+        "recognised; 0 never begins one",
         range=(0, 100000),
         dynamic=True,
     )
@@ -170,8 +170,8 @@ class MapConfig:
     )
     carving: int = option(
         3,
-        "Keyframes that must see through a voxel, since the last that saw something there, before it goes, so that what "
-        "has moved away leaves the map; 0 turns it off",
+        "Keyframes that must see through a voxel, after the last that saw something there, before it goes: what has "
+        "moved away leaves the map; 0 turns it off",
         range=(0, 1000),
     )
     min_confidence: float = option(

@@ -84,6 +84,14 @@ class Reconstructor:
         Raises:
             ReconError: when another source made the map, or its graph is none; nothing has changed then.
         """
+        self.go_on_with(self.restored(data))
+
+    def restored(self, data: MapData) -> Atlas:
+        """A saved map made ready beside the present one: 25 ms a keyframe, which another thread may take.
+
+        Raises:
+            ReconError: see `load_map`.
+        """
         name = self.source.card.name
         if data.source.name != name:
             raise ReconError(
@@ -91,14 +99,27 @@ class Reconstructor:
                 f"each other; set source to {data.source.name}"
             )
         atlas = self._new_atlas()
-        atlas.restore(data)
+        try:
+            atlas.restore(data)
+        except ReconError:
+            atlas.close()
+            raise
+        return atlas
+
+    def go_on_with(self, atlas: Atlas) -> None:
+        """`load_map` with a map that is ready."""
         self._begin(atlas)
-        self.lose()
+        self._apply_to_map()
+        self._lose(atlas.last_seen)  # who starts again has seldom been moved
 
     def lose(self) -> None:
         """Forget where the camera is, not the map: time has jumped, or somebody has carried it away."""
+        self._lose(None)
+
+    def _lose(self, last_seen: int | None) -> None:
         self._begin_tracking()
         if len(self._atlas.store) > 0:
+            self._tracker.lose(last_seen)
             self._frames_without_pose = self.config.tracking.lost_after
 
     def state_of_map(self) -> MapData:
@@ -193,7 +214,11 @@ class Reconstructor:
                 raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
         self.config = config
         self._tracker.config = config.tracking
-        self._atlas.cloud.set_config(config.map)
+        self._apply_to_map()
+
+    def _apply_to_map(self) -> None:
+        self._atlas.config = self.config
+        self._atlas.cloud.set_config(self.config.map)
 
     def grid(self, width: int, height: int) -> Grid:
         """The pixel grid that images of this size are processed on, with the way there and back."""
@@ -249,7 +274,9 @@ class Reconstructor:
         if T_odom_camera is None and view.prediction.T_memory_camera is not None:
             T_odom_camera, trusted = view.prediction.T_memory_camera, True  # a network knows how it moved
         if len(self._atlas.store) > 0:
-            track = self._tracker.track(view, self._atlas.store, T_odom_camera, trusted, self._atlas.places)
+            track = self._tracker.track(
+                view, self._atlas.store, T_odom_camera, trusted, self._atlas.places, self._atlas.connected
+            )
             if track is None and self._is_astray and self._can_begin(view):
                 track = self._begin_map(view, T_odom_camera)
         elif self._can_begin(view):

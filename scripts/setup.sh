@@ -142,13 +142,14 @@ python_packages() {
     # The messages of a ROS distribution are compiled against the system's numpy, so its version stays and
     # the rest is resolved around it, from wheels (empy has none). uv, because pip had not ended
     # after ten minutes.
-    local uv
+    local uv extras=dev
+    [ -n "${RECON_TORCH:-}${CI:-}" ] && extras=dev,torch,export
     uv=$(grep -oE '^uv==[0-9.]+' requirements/dev.txt)
     "$python" -c 'import numpy; print("numpy==" + numpy.__version__)' > "$VENV/constraints.txt"
     logged "${pip[@]}" "$uv" 'setuptools>=64,<80' || fail "pip failed, see $LOG"
     logged "$VENV/bin/uv" pip install --system-certs --python "$VENV/bin/python" \
       --constraint "$VENV/constraints.txt" --only-binary :all: --no-binary empy --no-binary recon-ros \
-      --no-build-isolation --editable '.[dev]' || fail "uv failed, see $LOG"
+      --no-build-isolation --editable ".[$extras]" || fail "uv failed, see $LOG"
     say "$(cat "$VENV/constraints.txt") as in the system"
     return
   fi

@@ -7,23 +7,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from revisits import room_keyframe, room_view
 from textured_room import CAMERA, TexturedRoom, walk
 
 from benchmarks import drive, kidnap, loops, soak, walls
-from recon_ros.config import Config
+from recon_ros.config import Config, updated
 from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
 from recon_ros.datasets.warehouse import LOOP, WarehouseBuilder, driven_rectangle
 from recon_ros.frame import Frame, Trajectory
-from recon_ros.geometry import se3
+from recon_ros.geometry import pointmap, se3
+from recon_ros.reconstructor import Reconstructor
 
 STAMP = 1_700_000_000_000_000_000
 STEP = 100_000_000
 
 
-def room_frames(count: int) -> list[tuple[Frame, np.ndarray]]:
+def room_frames(count: int, step: tuple[float, float, float] = (0.02, 0.0, 0.06)) -> list[tuple[Frame, np.ndarray]]:
     room = TexturedRoom()
-    poses = [walk(2 * i) for i in range(count)]
+    poses = [se3.make(np.eye(3), i * np.array(step)) for i in range(count)]
     return [
         (Frame(STAMP + i * STEP, image, CAMERA, depth), pose)
         for i, pose in enumerate(poses)
@@ -52,13 +52,19 @@ def test_a_longer_hall_is_the_same_hall_with_longer_rows():
     )
 
 
-def test_a_miscalibrated_camera_sees_too_far_and_more_so_to_the_right():
-    depth = np.full((240, 320), 2.0, np.float32)
-    (frame,) = drive.miscalibrated([Frame(STAMP, np.zeros((240, 320, 3), np.uint8), CAMERA, depth)])
-    middle = round(CAMERA.cx)
-    assert frame.depth[120, middle] == pytest.approx(2.02, abs=1e-4)
-    assert frame.depth[120, 319] > frame.depth[120, middle] > frame.depth[120, 0]
-    assert depth[0, 0] == 2.0
+def test_tracking_drifts_while_it_is_told_to():
+    frames = [frame for frame, _ in room_frames(7, (0.15, 0.0, 0.1))]
+    config = updated(Config(), {"memory.min_overlap": 0.95, "memory.min_translation": 0.02})
+    for scale, yaw in ((0.0, 0.0), (0.2, 0.1)):
+        reconstructor = Reconstructor(config)
+        with drive.drifting(scale, yaw):
+            for frame in frames:
+                reconstructor.process(frame)
+        first = reconstructor.keyframes[1]  # later ones are tracked against the undisturbed one, too
+        true = (first.stamp_ns - STAMP) // STEP * np.array([0.15, 0.0, 0.1])
+        moved, turned = se3.distance(first.T_world_camera)
+        assert moved == pytest.approx((1 + scale) * np.linalg.norm(true), rel=0.02)
+        assert turned == pytest.approx(yaw * true[2], abs=0.003)
 
 
 def test_drift_is_of_the_way_and_of_the_turn():
@@ -73,25 +79,25 @@ def test_drift_is_of_the_way_and_of_the_turn():
 # -- walls ---------------------------------------------------------------------------------------------------
 
 
+def room_points(T: np.ndarray) -> np.ndarray:
+    return pointmap.from_depth(TexturedRoom().render(T)[1], CAMERA)[::6, ::6]
+
+
 @pytest.mark.parametrize(("shift", "thick"), [((0, 0, 0), 0.0), ((0, 0, 0.04), 0.04), ((0.05, 0, 0), 0.0)])
 def test_walls_are_double_by_what_lies_across_them(shift, thick):
-    # The room's far wall fills the view: a keyframe that is misplaced along z shows it twice, one along x does not.
-    room, poses = TexturedRoom(), [walk(40), walk(44)]
-    keyframes = [room_keyframe(i, room_view(room, T), T) for i, T in enumerate(poses)]
-    keyframes[1].T_world_camera = se3.make(np.eye(3), np.array(shift, float)) @ poses[1]
-    first, second = (walls.lap_points([k], [T]) for k, T in zip(keyframes, poses, strict=True))
+    # The room's far wall fills the view: what is misplaced along z shows it twice, what is along x does not.
+    first = walls.lap_points([walls.View(room_points(T), T, T) for T in (walk(40), walk(42))])
+    moved = se3.make(np.eye(3), np.array(shift, float)) @ walk(44)
+    second = walls.lap_points([walls.View(room_points(walk(44)), moved, walk(44))])
     found = walls.thicknesses(first, second)
     assert len(found) > 5
     assert np.median(found) == pytest.approx(thick, abs=0.003)
 
 
 def test_walls_are_compared_where_they_really_are():
-    room, T = TexturedRoom(), walk(40)
-    keyframe = room_keyframe(0, room_view(room, T), T)
-    turn = se3.exp(np.array([0.3, 0, -0.5, 0, 0.4, 0]))
-    keyframe.T_world_camera = turn @ T  # both laps are wrong, and by the same
-    lap = walls.lap_points([keyframe], [T])
-    assert walls.thicknesses(lap, lap).max() < 0.005
+    turn = se3.exp(np.array([0.3, 0, -0.5, 0, 0.4, 0]))  # both laps are wrong, and by the same
+    lap = walls.lap_points([walls.View(room_points(walk(40)), turn @ walk(40), walk(40))])
+    assert 0 <= walls.thicknesses(lap, lap).max() < 0.005
 
 
 # -- verdicts ------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_help_names_the_commands_and_the_options():
     text = recon("--help").stdout
     assert "run" in text and "demo" in text
     text = recon("run", "--help").stdout
-    for option in ("--out", "--source", "--no-loops", "--save-depth", "--config", "--set", "BAG_OR_DATASET"):
+    for option in ("--out", "--source", "--no-loops", "--mesh", "--save-depth", "--config", "--set", "BAG_OR_DATASET"):
         assert option in text
 
 
@@ -125,19 +125,20 @@ def test_a_run_from_the_written_config_gives_the_same_bytes(bag, out, tmp_path):
     assert report_of(tmp_path)["cloud"] is None
 
 
-def test_config_file_settings_and_saved_depth(bag, tmp_path):
-    """Three options in one run: a ROS parameter file, --set over it, and depths of the input image's size."""
+def test_config_file_settings_saved_depth_and_mesh(bag, tmp_path):
+    """Four options in one run: a ROS parameter file, --set over it, depths of the input image's size, and a mesh."""
     parameters = {"map_frame": "somewhere", "tracking": {"features": 800}, "input.max_size": 200}
     (tmp_path / "ros.yaml").write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
     folder = tmp_path / "out"
     settings = ("--set", "input.max_size=160", "--set", "map.voxel_size = 0.05")
-    recon("run", bag, "--out", folder, "--config", tmp_path / "ros.yaml", *settings, "--save-depth")
+    recon("run", bag, "--out", folder, "--config", tmp_path / "ros.yaml", *settings, "--save-depth", "--mesh")
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["tracking"]["features"] == 800
     assert config["input"]["max_size"] == 160 and config["map"]["voxel_size"] == 0.05
 
-    assert files_in(folder) == FILES | {f"depth/{stamp}.npy" for stamp in STAMPS}
+    assert files_in(folder) == FILES | {"mesh.ply"} | {f"depth/{stamp}.npy" for stamp in STAMPS}
+    assert (folder / "mesh.ply").stat().st_size > 100_000
     for i in (0, COUNT - 1):
         depth = np.load(folder / "depth" / f"{STAMPS[i]}.npy")
         assert depth.shape == (240, 320) and depth.dtype == np.float32

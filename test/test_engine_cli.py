@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from recon_ros.errors import NetworkError
 from recon_ros.networks.small import SMALL
 from recon_ros.runtimes.engine_cache import EngineCache
 from recon_ros.runtimes.engine_key import EngineKey, misfit
+from recon_ros.runtimes.engine_prepare import bundle_place
 from recon_ros.runtimes.trt.device import Gpu
 from recon_ros.runtimes.trt.library import Library
 
@@ -181,7 +183,13 @@ def _write(folder: Path) -> None:
 @needs_export
 @needs_rtx
 def test_built_once_and_then_found(tmp_path: Path) -> None:
-    arguments = ("engine", "build", "dust3r-small-linear", "--runtime", "tensorrt_rtx", "--cache", tmp_path / "c")
+    from tiny_bundles import HEIGHT, WIDTH, tiny_bundle
+
+    model = "dust3r-small-linear"
+    wish = {"runtime": "tensorrt_rtx", "precision": "fp32", "cache": str(tmp_path / "c")}
+    # What an export would take ten seconds for; the next test exports.
+    shutil.copytree(tiny_bundle(model).folder, bundle_place(request(model, f"{HEIGHT}x{WIDTH}", **wish)))
+    arguments = ("engine", "build", model, *(word for name, value in wish.items() for word in (f"--{name}", value)))
     first = recon(*arguments)
     assert first.stdout.endswith("(no engine yet)\n")
     assert "building decode (2 of 2)" in first.stderr

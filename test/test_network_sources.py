@@ -20,6 +20,7 @@ from recon_ros.config import updated
 from recon_ros.errors import ConfigError, NetworkError
 from recon_ros.frame import Prediction, State
 from recon_ros.geometry import align, pointmap, se3
+from recon_ros.mapping.atlas import Correction
 from recon_ros.networks.card import ModelCard
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
@@ -206,3 +207,24 @@ def test_recon_run_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.Monkey
     result = recon("run", tmp_path / "bag", "--out", tmp_path / "out", "--source", "cut3r_512_dpt", code=1)
     assert "cut3r_512_dpt.pth" in result.stderr or "cut3r_512_dpt_4_64.pth" in result.stderr
     assert len([line for line in result.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_correction_leaves_a_networks_memory_as_it_is() -> None:
+    """Only the increments of a network's poses are used: the whole map may move, the network goes on undisturbed."""
+    pytest.importorskip("gtsam", reason="needs gtsam")
+    plain, moved = Reconstructor(Config(), Oracle()), Reconstructor(Config(), Oracle())
+    G = se3.make(se3.exp(np.array([0, 0, 0, 0.1, -0.3, 0.2]))[:3, :3], [2.0, -1.0, 0.5])
+    for i in range(COUNT):
+        expected = plain.process(frame(i))
+        if i == COUNT // 2:
+            before = {k.id: k.T_world_camera for k in moved.keyframes}
+            for keyframe_id, pose in before.items():
+                moved._atlas.store.move(keyframe_id, G @ pose)
+            moved._follow(Correction(before))
+        update = moved.process(frame(i))
+        assert update.T_world_camera is not None and expected.T_world_camera is not None
+        T_expected = G @ expected.T_world_camera if i >= COUNT // 2 else expected.T_world_camera
+        np.testing.assert_allclose(update.T_world_camera, T_expected, atol=2e-3)
+        # The same images and memories in, the same out: to the bit.
+        np.testing.assert_array_equal(update.prediction.points_self, expected.prediction.points_self)
+    assert moved._memory == plain._memory == COUNT

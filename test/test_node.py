@@ -20,7 +20,9 @@ from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from textured_room import CAMERA, TexturedRoom, walk
 
+from recon_ros.export.snapshot import FILES
 from recon_ros.export.tum import read_tum
+from recon_ros.mapping.folder import DATA_FILES
 from recon_ros.messages import depth_from_message, stamp_ns
 from recon_ros.ros import conversions, interface, qos
 from recon_ros.ros.pose_tracks import Tree
@@ -204,12 +206,7 @@ def test_save_map_writes_a_folder_and_answers_with_its_path(graph: Graph, walker
     assert answer.success, answer.message
     folder = Path(answer.message)
     assert re.fullmatch(r"recon_\d{8}_\d{6}", folder.name)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "config.yaml",
-        "keyframes.tum",
-        "map.ply",
-        "trajectory.tum",
-    ]
+    assert {p.name for p in folder.iterdir()} == {*FILES, *DATA_FILES}
     assert read_tum(folder / "trajectory.tum").stamps_ns[-1] == walker.stamp
     assert len(read_tum(folder / "keyframes.tum")) == graph.count("keyframes")
     assert b"element vertex 0\n" not in (folder / "map.ply").read_bytes()[:200]
@@ -222,6 +219,27 @@ def test_save_map_writes_a_folder_and_answers_with_its_path(graph: Graph, walker
     (tmp_path / "office" / "notes.txt").mkdir()
     answer = graph.call(Trigger, "~/save_map")
     assert not answer.success and "not a saved map" in answer.message
+
+
+def test_load_map_goes_on_in_the_frame_of_the_saved_map(graph: Graph, walker: Walker, tmp_path: Path) -> None:
+    last = pose(walker.track())
+    assert graph.set_parameter("map.path", str(tmp_path / "office")).successful
+    assert graph.call(Trigger, "~/save_map").success
+    keyframes = graph.count("keyframes")
+    assert graph.call(Trigger, "~/reset").success
+    assert graph.call(SetBool, "~/localize_only", data=True).message == "localization"
+    answer = graph.call(Trigger, "~/load_map")
+    assert answer.success and answer.message.endswith(f"office: {keyframes} keyframes")
+    graph.process.wait(lambda: graph.status()["state"] == "LOST", "LOST until it is recognised")
+    assert np.linalg.norm(pose(walker.track())[:3, 3] - last[:3, 3]) < 0.1, "the frame is that of the saved map"
+    for _ in range(10):
+        walker.track()
+    assert graph.count("keyframes") == keyframes, "the map is frozen"
+    assert graph.call(SetBool, "~/localize_only", data=False).message == "mapping"
+    (tmp_path / "office" / "edges.npy").write_bytes(b"")
+    answer = graph.call(Trigger, "~/load_map")
+    assert not answer.success and "edges.npy" in answer.message
+    assert np.linalg.norm(pose(walker.track())[:3, 3] - last[:3, 3]) < 0.5, "the map that was there is still there"
 
 
 def test_parameters_are_checked(graph: Graph) -> None:

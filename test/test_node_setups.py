@@ -19,14 +19,17 @@ pytest.importorskip("tf2_msgs", reason="needs tf2_msgs (scripts/build_tf2_msgs.p
 from lifecycle_msgs.msg import State as LifecycleState
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
-from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, Graph, NodeProcess, Walker, pose
+from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, START_NS, Graph, NodeProcess, Walker, pose
 from rosgraph_msgs.msg import Clock
 from std_srvs.srv import Trigger
-from textured_room import TexturedRoom
+from textured_room import CAMERA, TexturedRoom, walk
 from tf2_msgs.msg import TFMessage
 
+from recon_ros.export.snapshot import Snapshot, write_snapshot
+from recon_ros.frame import Frame
 from recon_ros.geometry import se3
 from recon_ros.messages import stamp_ns
+from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import conversions, qos
 from recon_ros.ros.mount import T_BASE_OPTICAL
 
@@ -168,6 +171,23 @@ def test_a_robot_with_odometry_keeps_its_odom_to_base(start: Callable[..., Any],
     broadcast(moving, np.eye(4), walker.stamp, "map", "odom")
     graph.process.says("another node broadcasts the TF edge map → odom, and so do we")
     assert "test_graph" in graph.process.log
+
+
+def test_it_begins_with_a_saved_map_and_keeps_a_frozen_one_when_time_jumps_back(
+    start: Callable[..., Any], room: TexturedRoom, tmp_path: Path
+) -> None:
+    r = Reconstructor()
+    for step in range(16):
+        image, depth = room.render(walk(step))
+        r.process(Frame(START_NS + step * PERIOD_NS, image, CAMERA, depth))
+    folder = write_snapshot(Snapshot(r.state_of_map(), r.map_cloud(), {}), tmp_path / "map")
+    graph = start({**OWN_MOUNT, "map.load": folder, "mode": "localization"})
+    walker = Walker(graph, room)
+    graph.wait_for_match()
+    for advance in (PERIOD_NS, PERIOD_NS, -100 * 10**9, PERIOD_NS):
+        truth = T_BASE_OPTICAL @ walk(walker.step) @ se3.inverse(T_BASE_OPTICAL)
+        assert np.linalg.norm(pose(walker.track(advance=advance))[:3, 3] - truth[:3, 3]) < 0.03
+    assert graph.count("keyframes") == len(r.keyframes)
 
 
 def test_a_lifecycle_manager_can_own_it(start: Callable[..., Any], room: TexturedRoom, tmp_path: Path) -> None:

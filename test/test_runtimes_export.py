@@ -8,7 +8,7 @@ RECON_ALL_EXPORTS=1 takes every small network in every precision (minutes); the 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,12 +24,12 @@ pytest.importorskip("onnxruntime")
 
 import torch.nn.functional as F  # noqa: E402
 from onnx_executor import OnnxExecutor  # noqa: E402
+from tiny_bundles import HEIGHT, WIDTH, tiny_bundle, tiny_network  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from recon_ros.errors import NetworkError  # noqa: E402
 from recon_ros.networks import small  # noqa: E402
 from recon_ros.networks.blocks import Attention, CrossAttention  # noqa: E402
-from recon_ros.networks.factory import seeded_network  # noqa: E402
 from recon_ros.networks.graphs import GraphModule, StepGraphs, assemble, build_graphs, floats  # noqa: E402
 from recon_ros.networks.precision import PRECISIONS  # noqa: E402
 from recon_ros.runtimes import bundle, export, golden, onnx_ops  # noqa: E402
@@ -38,17 +38,11 @@ from recon_ros.runtimes.torch_executor import TorchExecutor  # noqa: E402
 from recon_ros.runtimes.torch_network import OpenedNetwork, open_network  # noqa: E402
 from recon_ros.runtimes.trt.progress import BuildCancelled  # noqa: E402
 
-WIDTH, HEIGHT, STEPS = 96, 64, 6
-"""Six steps: Spann3R's memory is pruned at the fifth."""
+STEPS = 6
+"""Spann3R's memory is pruned at the fifth."""
 
 BOUNDS = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
 
-TINY: Mapping[str, Mapping[str, Any]] = {
-    "cut3r-small-linear": {"enc_depth": 1, "dec_depth": 1},
-    "dust3r-small-linear": {"enc_depth": 1, "dec_depth": 1},
-    "mast3r-small-conv": {"enc_depth": 1, "dec_depth": 1},
-    "spann3r-small": {"enc_depth": 1, "dec_depth": 1, "value_depth": 1, "head": "linear"},
-}
 DEFAULT = [
     ("cut3r-small-linear", "fp16"),
     ("dust3r-small-linear", "bf16"),
@@ -65,35 +59,17 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def open_tiny(name: str) -> OpenedNetwork:
-    """A small network with fewer blocks still."""
-    made = small.SMALL[name]
-    constructor = {**made.constructor, **TINY[name]}
-    network = seeded_network(made.card.family, constructor, small.SEED, export_rules(name))
-    return OpenedNetwork(network, made.card, "tiny")
-
-
-@cache
-def export_rules(name: str) -> Any:
-    from recon_ros.networks.recipe import parse_rules
-
-    return parse_rules(small.SMALL[name].rules)
-
-
 def reference(opened: OpenedNetwork) -> dict[str, Any]:
     """What the float32 network in PyTorch answers."""
     return golden.record(TorchExecutor(build_graphs(opened.network, opened.card, WIDTH, HEIGHT)), STEPS)
 
 
-def check_parity(opened: OpenedNetwork, precision: str, folder: Path) -> bundle.Bundle:
-    expected = reference(opened)
-    made = export_bundle(opened, WIDTH, HEIGHT, precision, folder=folder)
+def check_parity(expected: dict[str, Any], made: bundle.Bundle) -> None:
     answers = golden.record(OnnxExecutor(made), STEPS)
     errors = {name: golden.relative_error(answers[name], expected[name]) for name in expected}
     worst = max(errors, key=errors.__getitem__)
-    assert errors[worst] < BOUNDS[precision], (worst, errors[worst])
-    assert golden.check(OnnxExecutor(made), made.golden(), precision).passed
-    return made
+    assert errors[worst] < BOUNDS[made.precision], (worst, errors[worst])
+    assert golden.check(OnnxExecutor(made), made.golden(), made.precision).passed
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +78,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     @cache
     def get(name: str, precision: str) -> bundle.Bundle:
-        return check_parity(open_tiny(name), precision, folder / f"{name}-{precision}")
+        if precision == "fp32":
+            return tiny_bundle(name)
+        return export_bundle(tiny_network(name), WIDTH, HEIGHT, precision, folder=folder / f"{name}-{precision}")
 
     yield get
 
@@ -112,6 +90,7 @@ def test_parity(exported: Any, name: str, precision: str) -> None:
     if precision == "bf16":
         pytest.importorskip("openvino")
     made = exported(name, precision)
+    check_parity(reference(tiny_network(name)), made)
     assert made.card == small.SMALL[name].card and made.precision == precision
     for graph in made.plan.graphs:
         model = onnx.load(str(made.onnx(graph.name)))
@@ -126,13 +105,14 @@ def test_parity(exported: Any, name: str, precision: str) -> None:
 def test_parity_of_all(tmp_path: Path, name: str, precision: str) -> None:
     if precision == "bf16":
         pytest.importorskip("openvino")
-    check_parity(open_network(name), precision, tmp_path / "made")
+    expected = reference(open_network(name))
+    check_parity(expected, export_bundle(open_network(name), WIDTH, HEIGHT, precision, folder=tmp_path / "made"))
 
 
 def test_a_bundle_of_half_precision_begins_as_the_float32_network(exported: Any) -> None:
     """Initial memory and golden answers are those of float32, not the rounded ones."""
     made = exported("cut3r-small-linear", "fp16")
-    opened = open_tiny("cut3r-small-linear")
+    opened = tiny_network("cut3r-small-linear")
     graphs = build_graphs(opened.network, opened.card, WIDTH, HEIGHT)
     for name, array in graphs.initial.items():
         np.testing.assert_array_equal(made.initial()[name], array)
@@ -151,7 +131,7 @@ def test_graphs_name_no_place_on_this_machine(exported: Any) -> None:
 def test_what_is_there_is_not_exported_again(exported: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = exported("mast3r-small-conv", "fp32")
     monkeypatch.setattr(export, "export_graph", lambda *args: pytest.fail("exported again"))
-    assert export_bundle(open_tiny("mast3r-small-conv"), WIDTH, HEIGHT, folder=made.folder) == made
+    assert export_bundle(tiny_network("mast3r-small-conv"), WIDTH, HEIGHT, folder=made.folder) == made
 
 
 @pytest.mark.parametrize("attention", ["dec_blocks.0.cross_attn", "enc_blocks.0.attn"])
@@ -183,7 +163,9 @@ class Fails:
 @pytest.mark.parametrize("phase", ["golden", "precision", "export"])
 def test_cancelling_leaves_nothing(tmp_path: Path, phase: str) -> None:
     with pytest.raises(BuildCancelled, match=phase):
-        export_bundle(open_tiny("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made", progress=Fails(phase))
+        export_bundle(
+            tiny_network("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made", progress=Fails(phase)
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["made.lock"]
 
 
@@ -197,18 +179,18 @@ def test_a_failure_in_the_middle_leaves_nothing(
 
     monkeypatch.setattr(export, "export_graph", fail)
     with pytest.raises(NetworkError if isinstance(error, OSError) else type(error)):
-        export_bundle(open_tiny("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made")
+        export_bundle(tiny_network("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["made.lock"]
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(NetworkError, match="MB may be needed"):
-        export_bundle(open_tiny("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made")
+        export_bundle(tiny_network("dust3r-small-linear"), WIDTH, HEIGHT, folder=tmp_path / "made")
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
-    opened = open_tiny("dust3r-small-linear")
+    opened = tiny_network("dust3r-small-linear")
     with pytest.raises(NetworkError, match="int8"):
         export_bundle(opened, WIDTH, HEIGHT, "int8", folder=tmp_path / "made")
     with pytest.raises(NetworkError, match="multiples of 16"):

@@ -8,27 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from saved_maps import made_up
 
 from recon_ros.config import Config, load_yaml, nested, updated
 from recon_ros.errors import ReconError
 from recon_ros.export import snapshot as module
 from recon_ros.export.snapshot import FILES, Snapshot, write_snapshot
 from recon_ros.export.tum import read_tum
-from recon_ros.frame import Cloud, Trajectory
+from recon_ros.frame import Cloud
+from recon_ros.mapping.folder import DATA_FILES
 
 
 def make(points: int = 3) -> Snapshot:
     cloud = Cloud(np.ones((points, 3), np.float32), np.zeros((points, 3), np.uint8), np.ones(points, np.float32))
-    trajectory = Trajectory(np.array([1_000_000_001, 2_000_000_002]), np.stack([np.eye(4)] * 2))
-    return Snapshot(cloud, trajectory, trajectory, nested(Config()), is_metric=True)
+    return Snapshot(made_up(scale_drifts=False), cloud, nested(Config()))
 
 
 def test_a_new_folder_gets_all_files_and_a_config_that_can_be_used_again(tmp_path: Path) -> None:
     folder = write_snapshot(make(), tmp_path / "a" / "map")
     assert folder == tmp_path / "a" / "map"
-    assert {p.name for p in folder.iterdir()} == set(FILES)
+    assert {p.name for p in folder.iterdir()} == {*FILES, *DATA_FILES}
     assert [p.name for p in folder.parent.iterdir()] == ["map"]
-    np.testing.assert_array_equal(read_tum(folder / "trajectory.tum").stamps_ns, [1_000_000_001, 2_000_000_002])
+    np.testing.assert_array_equal(read_tum(folder / "trajectory.tum").stamps_ns, make().data.path["stamp_ns"])
     header = (folder / "map.ply").read_bytes()[:200]
     assert b"element vertex 3" in header and b"metres" in header
     assert updated(Config(), load_yaml(folder / "config.yaml")) == Config()

@@ -12,10 +12,11 @@ from recon_ros.networks.small import SMALL
 from recon_ros.runtimes.bundle import Bundle
 from recon_ros.runtimes.torch_network import OpenedNetwork
 
-WIDTH, HEIGHT = 64, 48
+WIDTH, HEIGHT = 96, 64
 SHALLOW: dict[str, dict[str, Any]] = {
     "cut3r-small-linear": {"enc_depth": 1, "ray_depth": 1, "dec_depth": 1},
     "dust3r-small-linear": {"enc_depth": 1, "dec_depth": 1},
+    "mast3r-small-conv": {"enc_depth": 1, "dec_depth": 1},
     "spann3r-small": {"enc_depth": 1, "dec_depth": 1, "value_depth": 1, "head": "linear"},
 }
 """Their names, and how they are less deep than the small ones."""

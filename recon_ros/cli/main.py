@@ -52,6 +52,7 @@ def run(
         Path | None, typer.Option("--save-map", help="Folder to save the map to", show_default=False)
     ] = None,
     no_loops: Annotated[bool, typer.Option("--no-loops", help="Close no loops")] = False,
+    mesh: Annotated[bool, typer.Option("--mesh", help="Also write mesh.ply, the surface of the map")] = False,
     save_depth: Annotated[bool, typer.Option("--save-depth", help="Also write depth/<stamp_ns>.npy")] = False,
     evaluate_map: Annotated[
         bool, typer.Option(help="Compare the map with the truth where the recording has one")
@@ -76,7 +77,8 @@ def run(
         )
         chosen = [*(settings or []), *(["loops.enabled=false"] if no_loops else [])]
         chosen += [] if map_folder is None else [f"map.load={map_folder}"]
-        Offline(recording, out, resolve(config, chosen, source), topics, save_depth, evaluate_map, save_map).run()
+        chosen_config = resolve(config, chosen, source)
+        Offline(recording, out, chosen_config, topics, save_depth, evaluate_map, save_map, mesh).run()
 
 
 @app.command()

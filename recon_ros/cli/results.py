@@ -54,6 +54,8 @@ class Results:
     truth: Trajectory | None
     middle: Middle
     latencies_ms: Sequence[float]
+    live: Trajectory | None = None
+    loops: NDArray[np.float64] | None = None
 
 
 def write_results(out: Path, results: Results, report: dict[str, Any], frames: Iterable[Frame] | None = None) -> None:
@@ -75,6 +77,8 @@ def write_results(out: Path, results: Results, report: dict[str, Any], frames: I
         cloud=results.cloud,
         trajectory=results.trajectory,
         truth=results.truth,
+        live=results.live,
+        loops=results.loops,
         image=results.middle.image,
         depth=results.middle.depth,
         confidence=results.middle.confidence,

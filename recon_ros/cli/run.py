@@ -23,6 +23,7 @@ from recon_ros.evaluation.report import RunRecord, build_report
 from recon_ros.export.snapshot import Snapshot, write_snapshot
 from recon_ros.export.tum import write_tum
 from recon_ros.frame import Frame, State, Trajectory, Update
+from recon_ros.mapping.mesh import fused, require_open3d, write_mesh
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.runtimes.source import NetworkSource
 from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source
@@ -75,6 +76,7 @@ class Offline:
         save_depth: bool,
         evaluate_map: bool,
         save_map: Path | None = None,
+        mesh: bool = False,
     ) -> None:
         self._recording = recording
         self._out = out
@@ -83,6 +85,7 @@ class Offline:
         self._save_depth = save_depth
         self._evaluate_map = evaluate_map
         self._save_map = save_map
+        self._mesh = mesh
         self._console = Console(stderr=True)
         self._settled = False
 
@@ -92,6 +95,8 @@ class Offline:
         Raises:
             ReconError: when the recording or the configuration cannot be used, or no frame could.
         """
+        if self._mesh:
+            require_open3d()
         with say_logs(self._console):
             self._reconstructor = Reconstructor(self._config)
             try:
@@ -199,6 +204,9 @@ class Offline:
                 np.array([k.T_world_camera for k in keyframes]),
             ),
         )
+        if self._mesh:
+            surface = fused(keyframes, self._config.map.voxel_size, self._config.map.min_confidence)
+            write_mesh(self._out / "mesh.ply", surface)
         results = Results(
             name=self._recording.resolve().name,
             cloud=reconstructor.map_cloud(),
@@ -206,6 +214,8 @@ class Offline:
             truth=reader.ground_truth(),
             middle=self._middle,
             latencies_ms=self._record.latencies_ms,
+            live=reconstructor.live_trajectory(),
+            loops=_ends_of(reconstructor),
         )
         report = build_report(
             self._record,
@@ -220,3 +230,10 @@ class Offline:
         has_truth = self._evaluate_map and reader.topics.depth and reader.topics.camera_info
         frames = true_frames(self._recording, reader.topics, self._config.input) if has_truth else None
         write_results(self._out, results, report, frames)
+
+
+def _ends_of(reconstructor: Reconstructor) -> NDArray[np.float64]:
+    """(N, 2, 3) where the two keyframes of each loop are."""
+    at = {keyframe.id: keyframe.T_world_camera[:3, 3] for keyframe in reconstructor.keyframes}
+    ends = [(at[loop.a], at[loop.b]) for loop in reconstructor.loops if loop.a in at and loop.b in at]
+    return np.array(ends).reshape(-1, 2, 3)

@@ -25,6 +25,7 @@ from recon_ros.geometry import se3
 LEFT, WIDTH, COLUMN, FOOT, HEAD, GAP = 0.04, 0.655, 0.72, 0.065, 0.865, 0.038
 INK, FAINT, PAPER = "#22262b", "#6b7280", "#ffffff"
 ESTIMATE, TRUTH, ERROR, LATENCY = "#e11d48", "#0ea5e9", "#e11d48", "#4f46e5"
+UNCORRECTED, LOOP = "#f59e0b", "#16a34a"
 STYLE = {
     "font.size": 11,
     "axes.edgecolor": "#c4c9d0",
@@ -52,6 +53,8 @@ def report_picture(
     confidence: NDArray[np.float32] | None = None,
     latencies_ms: Sequence[float] = (),
     title: str = "",
+    live: Trajectory | None = None,
+    loops: NDArray[np.float64] | None = None,
 ) -> None:
     """Draw a run as a PNG of 1600 × 1000 pixels.
 
@@ -64,6 +67,8 @@ def report_picture(
         image, depth, confidence: (H, W, 3) uint8 RGB, (h, w) float32 and (h, w) float32 of one frame.
         latencies_ms: per processed frame.
         title: first line, for instance the name of the recording.
+        live: the path as it was published, before corrections; drawn where there were any.
+        loops: (N, 2, 3) positions of the two cameras of each loop in the estimate's world.
     """
     matched = _matched(trajectory, truth)
     with matplotlib.rc_context(STYLE):
@@ -72,7 +77,8 @@ def report_picture(
         _write_title(figure, title, report)
         bottom = bool(matched) or len(latencies_ms) > 0
         floor = 0.275 if bottom else FOOT
-        _draw_map(figure.add_axes((LEFT, floor, WIDTH, HEAD - floor)), cloud, trajectory, truth, matched, report)
+        axes = figure.add_axes((LEFT, floor, WIDTH, HEAD - floor))
+        _draw_map(axes, cloud, trajectory, truth, matched, report, live, loops)
         _draw_frame(figure, image, depth, confidence, bool(report.get("metric_scale", True)))
         if bottom:
             _draw_series(figure, matched, latencies_ms)
@@ -132,11 +138,15 @@ def _draw_map(
     truth: Trajectory | None,
     matched: Matched | None,
     report: Mapping[str, Any],
+    live: Trajectory | None,
+    loops: NDArray[np.float64] | None,
 ) -> None:
     """The map from above, in the frame of the truth where there is one."""
     if matched is not None and truth is not None:
         T = matched[2]
         trajectory = transformed(trajectory, T)
+        live = None if live is None else transformed(live, T)
+        loops = None if loops is None else se3.transform(T, loops)
         cloud = Cloud(se3.transform(T, cloud.points), cloud.colours, cloud.confidence)
     unit = "m" if report.get("metric_scale", True) else "map units"
     axes.set_title(f"Map from above: {len(cloud):,} points, {unit}")
@@ -150,6 +160,12 @@ def _draw_map(
     halo = [withStroke(linewidth=5.5, foreground="white", alpha=0.85)]
     if matched is not None and truth is not None:
         _draw_path(axes, view, truth, TRUTH, "truth", linewidth=3.2, zorder=4, path_effects=halo)
+    if loops is not None and len(loops):
+        if live is not None:
+            _draw_path(axes, view, live, UNCORRECTED, "as published", linewidth=1.3, zorder=4.5, linestyle=(0, (3, 2)))
+        for number, ends in enumerate(se3.transform(view.T_view_world, loops)[..., :2]):
+            label = None if number else "loops"
+            axes.plot(*ends.T, "-o", color=LOOP, ms=3.5, linewidth=1.4, zorder=5.5, label=label)
     _draw_path(axes, view, trajectory, ESTIMATE, "estimate", linewidth=1.6, zorder=5)
     start, end = (_on_map(view, trajectory)[i] for i in (0, -1))
     axes.plot(*start, "o", ms=9, mfc="white", mec=ESTIMATE, mew=2.2, zorder=6, label="start")
@@ -158,7 +174,7 @@ def _draw_map(
     axes.legend(
         loc="lower right",
         bbox_to_anchor=(1.0, 0.995),
-        ncol=4,
+        ncol=6,
         fontsize=10.5,
         frameon=False,
         borderaxespad=0,

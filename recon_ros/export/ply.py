@@ -8,6 +8,7 @@ equal clouds give equal bytes on every machine.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,16 +52,16 @@ def read_ply(path: Path | str) -> Cloud:
     return Cloud(_stacked(v, POSITION), _stacked(v, COLOUR), v["confidence"].copy(), normals)
 
 
-def _fill(vertices: NDArray[np.void], names: tuple[str, ...], values: NDArray[np.generic]) -> None:
+def _fill(vertices: NDArray[Any], names: tuple[str, ...], values: NDArray[Any]) -> None:
     for axis, name in enumerate(names):
         vertices[name] = values[:, axis]
 
 
-def _stacked(vertices: NDArray[np.void], names: tuple[str, ...]) -> NDArray[np.generic]:
+def _stacked(vertices: NDArray[Any], names: tuple[str, ...]) -> NDArray[Any]:
     return np.stack([vertices[name] for name in names], axis=1)
 
 
-def _header(vertices: NDArray[np.void], comment: str) -> bytes:
+def _header(vertices: NDArray[Any], comment: str) -> bytes:
     lines = ["ply", "format binary_little_endian 1.0"]
     if comment:
         lines.append("comment " + " ".join(comment.split()))

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recon_ros.geometry import pointmap
 from recon_ros.geometry.camera import Camera
 
 MAX_STEP = 0.05
@@ -24,10 +25,10 @@ def of_depth(depth: NDArray[np.float32], camera: Camera) -> NDArray[np.float32]:
         camera: undistorted, of this size.
 
     Returns:
-        (H, W, 3) float32 in the camera frame; zero at edges, next to holes and on the image border.
+        (H, W, 3) float32 in the camera frame; zero at edges, where too much is unknown about, and on the image border.
     """
-    inverse = 1 / depth
-    kernel = {"ksize": 5, "scale": 1 / 128, "borderType": cv2.BORDER_REPLICATE}
+    inverse = pointmap.smoothed_depth(np.float32(1) / depth, max_spread=4 * MAX_STEP)
+    kernel = {"ksize": 3, "scale": 1 / 8, "borderType": cv2.BORDER_REPLICATE}
     du, dv = (cv2.Sobel(inverse, cv2.CV_32F, dx, 1 - dx, **kernel) for dx in (1, 0))
     u = np.arange(camera.width, dtype=np.float32) - np.float32(camera.cx)
     v = np.arange(camera.height, dtype=np.float32)[:, None] - np.float32(camera.cy)

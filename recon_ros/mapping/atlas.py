@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
@@ -37,8 +38,8 @@ LOGGER = logging.getLogger("recon_ros.mapping")
 
 INFLATION = 25.0
 """Informations of registrations take errors for independent that share causes; by this much they are too sure."""
-REFRESHED_PER_FRAME = 3
-"""Keyframes whose points are moved in the cloud per frame: about 5 ms each."""
+REFRESH_MS = 8.0
+"""Time per frame for moving keyframes' points in the cloud; one at least is moved."""
 STILL = (1e-4, 1e-5)
 """A keyframe that moves and turns by less (metres, radians) is left where it is."""
 
@@ -88,6 +89,11 @@ class Atlas:
         """The loops that are believed, in the order in which they were found."""
         return tuple(loop for edge, loop in self._loops.items() if edge not in self._rejected)
 
+    @property
+    def last_seen(self) -> int | None:
+        """The keyframe by which the camera was last."""
+        return self.path.last_reference if len(self.path) else self._earlier_path.last_reference
+
     # -- saved and restored ----------------------------------------------------------------------------------
 
     def data(self, source: SourceFacts) -> MapData:
@@ -116,7 +122,7 @@ class Atlas:
         self.store.restore((replace(k, T_world_camera=k.T_world_camera.copy()) for k in data.keyframes), data.next_id)
         self.store.split(self.graph.components())
         for keyframe in self.store.keyframes:
-            self.cloud.add(keyframe)
+            self._draw(keyframe)
             self.places.add(keyframe.id, keyframe.features, data.descriptors.get(keyframe.id))
         self._loops, self._rejected = dict(data.loops), data.rejected
         self._earlier_path.extend(data.path)
@@ -147,7 +153,7 @@ class Atlas:
         if reference_id is not None:
             submap = self.store.submap_of(reference_id)
         self.store.add(keyframe, submap)
-        self.cloud.add(keyframe)
+        self._draw(keyframe)
         self.places.add(keyframe.id, keyframe.features, descriptor)
         self.graph.add_node(keyframe.id, keyframe.T_world_camera)
         if reference_id is not None:
@@ -157,6 +163,11 @@ class Atlas:
         if self.config.loops.enabled:
             self._look(keyframe, descriptor)
         self._prune()
+
+    def _draw(self, keyframe: Keyframe) -> None:
+        """Put a keyframe's points into the cloud. What stands in the way of a submap whose place is not known yet has
+        not moved away."""
+        self.cloud.add(keyframe, carves=self.store.submap_of(keyframe.id) == 0)
 
     def _tie(self, other_id: int, keyframe: Keyframe, information: Matrix, kind: str) -> None:
         T_other_keyframe = se3.inverse(self.store[other_id].T_world_camera) @ keyframe.T_world_camera
@@ -177,6 +188,17 @@ class Atlas:
             )
             self.path.re_anchor(gone, successor)
             self._earlier_path.re_anchor(gone, successor)
+
+    def connected(self, keyframe_id: int, way: float) -> set[int] | None:
+        """Keyframes that are where they should be as seen from one: less than `way` from it over what ties them.
+
+        Others may seem to see the same while drift has put them elsewhere; to find that out is the loops' business, and
+        a loop that is believed connects them. None, for all, where nobody looks for loops.
+        """
+        if not self.config.loops.enabled or self.config.mode != "mapping":
+            return None
+        start = keyframe_id if keyframe_id in self.graph.nodes else self.store.keyframes[-1].id
+        return self.graph.near(start, way, self._rejected)
 
     # -- loops -----------------------------------------------------------------------------------------------
 
@@ -220,22 +242,25 @@ class Atlas:
                 LOGGER.error("the pose graph could not be solved: %r", finished.error)
             elif isinstance(finished.value, Solution):
                 correction = self._apply(finished.value) or correction
-        self.refresh(REFRESHED_PER_FRAME)
+        self._refresh(REFRESH_MS)
         return correction
 
     def settle(self) -> Correction | None:
         """`follow` to the end, for whoever wants the whole map as it is; waits only for what is done at once."""
         correction = self.follow()
-        self.refresh(len(self._stale))
+        self._refresh(float("inf"))
         return correction
 
-    def refresh(self, count: int) -> None:
-        """Move the points of up to `count` keyframes in the cloud to where the keyframes are now."""
-        for keyframe_id in list(self._stale)[:count]:
+    def _refresh(self, budget_ms: float) -> None:
+        """Move points in the cloud to where their keyframes are now, keyframe by keyframe, while there is time."""
+        end = time.perf_counter() + budget_ms / 1e3
+        for number, keyframe_id in enumerate(list(self._stale)):
+            if number and time.perf_counter() > end:
+                return
             del self._stale[keyframe_id]
             keyframe = self.store[keyframe_id]
             self.cloud.remove(keyframe)
-            self.cloud.add(keyframe)
+            self._draw(keyframe)
 
     def _apply(self, solution: Solution) -> Correction | None:
         self._rejected = frozenset(solution.rejected)

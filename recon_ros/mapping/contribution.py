@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import normals, se3
-from recon_ros.mapping.voxels import COLOUR, COLUMNS, COUNT, NORMAL, POSITION, WEIGHT, Keys, pack
+from recon_ros.mapping.voxels import Keys, pack
 
 WEIGHT_UNIT = 256
 POSITION_UNIT = 1 << 12
@@ -26,28 +26,31 @@ def usable(keyframe: Keyframe, min_confidence: float) -> NDArray[np.bool_]:
 def contribution(
     keyframe: Keyframe, T_world_camera: NDArray[np.float64], min_confidence: float, voxel_size: float
 ) -> tuple[Keys, NDArray[np.int64]]:
-    """(N,) sorted voxel keys and the (N, COLUMNS) sums the keyframe, seen from a Sim(3) pose, adds to them."""
+    """(N,) sorted voxel keys and the (N, COLUMNS) sums the keyframe, seen from a Sim(3) pose, adds to them.
+
+    The columns are those of `voxels`: count, weight, and weighted position in the voxel, colour and normal.
+    """
     chosen = usable(keyframe, min_confidence)
     points = se3.transform(T_world_camera, keyframe.points[chosen].astype(np.float64)) / voxel_size
     index = np.floor(points)
-    weight = np.maximum(np.round(keyframe.confidence[chosen].astype(np.float32) * WEIGHT_UNIT), 1).astype(np.int64)
+    weight = np.maximum(np.round(keyframe.confidence[chosen].astype(np.float64) * WEIGHT_UNIT), 1)
     rotation = (T_world_camera[:3, :3] / se3.scale_of(T_world_camera)).astype(np.float32)
     facing = normals.of_depth(keyframe.points[..., 2].astype(np.float32), keyframe.camera)[chosen] @ rotation.T
 
-    values = np.empty((len(points), COLUMNS), np.int64)
-    values[:, COUNT], values[:, WEIGHT] = 1, weight
-    values[:, POSITION] = np.round((points - index) * POSITION_UNIT)
-    values[:, COLOUR] = keyframe.colour[chosen]
-    values[:, NORMAL] = np.round(facing * NORMAL_UNIT)
-    values[:, POSITION.start :] *= weight[:, None]
-    return _summed(pack(index.astype(np.int64)), values)
+    keys, voxel = _distinct(pack(index.astype(np.int64)))
+    sums = [np.bincount(voxel, minlength=len(keys)), np.bincount(voxel, weight, len(keys))]
+    for vectors in ((points - index) * POSITION_UNIT, keyframe.colour[chosen], facing * NORMAL_UNIT):
+        sums += [np.bincount(voxel, np.round(axis) * weight, len(keys)) for axis in vectors.T]
+    return keys, np.stack(sums, axis=1).astype(np.int64)  # doubles have held these whole numbers exactly
 
 
-def _summed(keys: Keys, values: NDArray[np.int64]) -> tuple[Keys, NDArray[np.int64]]:
-    """The distinct keys in order and the sum of each one's values."""
+def _distinct(keys: Keys) -> tuple[Keys, NDArray[np.int64]]:
+    """The distinct keys in order, and the position of each key among them.
+
+    As np.unique, but only the first of a run is sorted, which neighbours in the image mostly make.
+    """
     if not len(keys):
-        return keys, values
-    order = np.argsort(keys)
-    ordered = keys[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return ordered[starts], np.add.reduceat(values[order], starts, axis=0)
+        return keys, np.zeros(0, np.int64)
+    begins = np.concatenate([[True], keys[1:] != keys[:-1]])
+    distinct, position = np.unique(keys[begins], return_inverse=True)
+    return distinct, position[np.cumsum(begins) - 1]

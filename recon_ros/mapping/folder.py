@@ -48,7 +48,7 @@ def seal(data: MapData, folder: Path) -> None:
     Raises:
         OSError: when a file cannot be read or written.
     """
-    manifest: dict[str, Any] = {
+    manifest = {
         "format": FORMAT,
         "version": VERSION,
         "made_by": f"recon_ros {_version()}",
@@ -64,12 +64,18 @@ def seal(data: MapData, folder: Path) -> None:
         "frames": frame_names(data),
         "scale_drifts": data.graph.scale_drifts,
         "drift": asdict(data.graph.drift),
-        "files": {
-            path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in sorted(folder.iterdir())
-        },
+    }
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with the digests of all other files of the folder, and its own."""
+    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+    manifest = manifest | {
+        "files": {path.name: {"size": path.stat().st_size, "sha256": _digest(path)} for path in files}
     }
     manifest["sha256"] = _own_digest(manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(_text(manifest), encoding="utf-8")
 
 
 def read_map(folder: Path | str) -> MapData:
@@ -80,8 +86,8 @@ def read_map(folder: Path | str) -> MapData:
     """
     folder = folder_swap.find(Path(folder).expanduser().absolute())
     manifest = read_manifest(folder)
-    _check_files(folder, manifest["files"])
     try:
+        _check_files(folder, manifest["files"])
         source, drift = SourceFacts(**manifest["source"]), Drift(**manifest["drift"])
         frames, next_id = [str(name) for name in manifest["frames"]], int(manifest["next_id"])
         scale_drifts = bool(manifest["scale_drifts"])
@@ -113,7 +119,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ReconError(f"there is no map folder {folder}")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
     except FileNotFoundError as error:
         raise ReconError(f"{folder} has no {MANIFEST}: it is no map that was saved as a whole") from error
     except (OSError, ValueError) as error:
@@ -125,7 +132,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"the map cannot be loaded: {path} has version {manifest.get('version')} of the format, written by "
             f"{manifest.get('made_by')}; this is {VERSION}"
         )
-    if manifest.get("sha256") != _own_digest(manifest) or not isinstance(manifest.get("files"), dict):
+    if manifest.get("sha256") != _own_digest(manifest) or text != _text(manifest):
         raise ReconError(f"the map cannot be loaded: {path} is damaged: it is not what was written")
     return manifest
 
@@ -146,6 +153,10 @@ def _check_files(folder: Path, files: dict[str, dict[str, Any]]) -> None:
                 raise ReconError(f"the map cannot be loaded: {path} is damaged: its contents are not what was written")
         except OSError as error:
             raise ReconError(f"the map cannot be loaded: {path} cannot be read: {error.strerror}") from error
+
+
+def _text(manifest: dict[str, Any]) -> str:
+    return json.dumps(manifest, indent=1) + "\n"
 
 
 def _digest(path: Path) -> str:

@@ -52,16 +52,16 @@ GONE = -1
 KEPT = 0.95
 """Share of `map.max_voxels` that is left when the table was full."""
 BLOCK_RADIUS = BLOCK_EDGE * 3**0.5 / 2
-SCATTER = 0x9E3779B97F4A7C15
-"""Odd, so that multiplying by it scatters keys over 64 bits and no two meet (Knuth's multiplicative hashing)."""
 
 
 @dataclass(eq=False)
 class _Added:
-    """How a keyframe was put in: its pose and threshold then, and the rows it has added to, in the order of keys."""
+    """How a keyframe was put in: its pose and threshold then, whether it contradicts others, and the rows it has added
+    to, in the order of keys."""
 
     T_world_camera: NDArray[np.float64]
     min_confidence: float
+    carves: bool
     rows: NDArray[np.int32]
 
 
@@ -89,19 +89,24 @@ class VoxelMap:
             self._changed(self._table.blocks)
         self._config = config
 
-    def add(self, keyframe: Keyframe) -> None:
-        """Put a keyframe's points where its pose says."""
+    def add(self, keyframe: Keyframe, carves: bool = True) -> None:
+        """Put a keyframe's points where its pose says.
+
+        `carves` is False for one that must not contradict others, because its place among them is not known yet.
+        """
         self.version += 1
         T_world_camera, min_confidence = keyframe.T_world_camera.copy(), self._config.min_confidence
         keys, sums = contribution(keyframe, T_world_camera, min_confidence, self._config.voxel_size)
         rows = self._table.rows(keys)
         self._table.sums[rows] += sums
-        self._added[keyframe.id] = _Added(T_world_camera, min_confidence, rows.astype(np.int32))
+        carves = carves and self._carving > 0
+        self._added[keyframe.id] = _Added(T_world_camera, min_confidence, carves, rows.astype(np.int32))
         self._changed_at(rows)
         if self._carving:
             latest = rows[self._table.last[rows] < keyframe.id]
             self._table.last[latest] = keyframe.id
             self._count_misses(latest)
+        if carves:
             self._sights.add(keyframe, T_world_camera, min_confidence)
             self._see_through(keyframe.id, 1)
         if len(self) > self._config.max_voxels:
@@ -110,10 +115,10 @@ class VoxelMap:
     def remove(self, keyframe: Keyframe) -> None:
         """Take a keyframe's points, and what it contradicted, out again, as they were put in."""
         self.version += 1
-        if self._carving:
+        added = self._added.pop(keyframe.id)
+        if added.carves:
             self._see_through(keyframe.id, -1)
             self._sights.remove(keyframe.id)
-        added = self._added.pop(keyframe.id)
         _, sums = contribution(keyframe, added.T_world_camera, added.min_confidence, self._config.voxel_size)
         there = added.rows != GONE
         rows = added.rows[there].astype(np.int64)
@@ -252,7 +257,11 @@ class VoxelMap:
 
 
 def _scattered(keys: Keys) -> NDArray[np.uint64]:
-    return keys.astype(np.uint64) * np.uint64(SCATTER)
+    """Numbers that order keys as if by chance, no two alike: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    mixed = keys.astype(np.uint64)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def _joined(clouds: list[Cloud], counts: list[int]) -> Cloud:

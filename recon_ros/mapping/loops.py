@@ -21,7 +21,7 @@ from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import Verified, VerifySettings, verify
 from recon_ros.memory.places import PlaceIndex
-from recon_ros.memory.sides import are_one, median_depth, neighbours, side_of
+from recon_ros.memory.sides import are_one, covisible, median_depth, neighbours, side_of
 from recon_ros.memory.store import KeyframeStore
 
 WITNESSES = 2
@@ -145,6 +145,23 @@ class LoopDetector:
             T_near_b = se3.inverse(near.T_world_camera) @ b.T_world_camera
             if verified is not None and are_one(said, a.T_world_camera @ verified.T_a_b @ T_near_b, depth):
                 yield near.id
+        yield from self._beside(loop, seen)
+
+    def _beside(self, loop: Loop, seen: _Seen) -> Iterator[int]:
+        """Neighbours of b that verify to the same against what the loop puts next to them: where keyframes are so far
+        apart that neither end of the loop sees beyond the other."""
+        a, b = seen.store[loop.a], seen.store[loop.b]
+        said, depth = seen.said(loop), _world_depth(b)
+        asked = {a.id, *(k.id for k in seen.store.keyframes if k.id >= b.id - self.config.loops.exclusion)}
+        for near in seen.near(b, {b.id}):
+            T_b_near = se3.inverse(b.T_world_camera) @ near.T_world_camera
+            there = covisible(near, said @ T_b_near, seen.store.submap_of(a.id), seen.store)
+            other = next((k for k in there if k.id not in asked), None)
+            verified = None if other is None else self._verify(other, near, seen.store)
+            if other is not None and verified is not None:
+                T_near_b = se3.inverse(T_b_near)
+                if are_one(said, other.T_world_camera @ verified.T_a_b @ T_near_b, depth):
+                    yield near.id
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,7 +86,7 @@ def _find_loops(first: MapData, second: MapData, config: Config, report: Callabl
     store.restore((*first.keyframes, *second.keyframes), second.next_id)
     for keyframe in first.keyframes:
         index.add(keyframe.id, keyframe.features, first.descriptors.get(keyframe.id))
-    components = {k.id for k in first.keyframes}, {k.id for k in second.keyframes}
+    components = [part for data in (first, second) for part in PoseGraph.restored(data.graph).components()]
     found: list[Loop] = []
     for done, keyframe in enumerate(second.keyframes, 1):
         descriptor = second.descriptors.get(keyframe.id)

@@ -7,7 +7,8 @@ a frozen copy, so that they may run elsewhere while the graph goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Mapping, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,6 +151,28 @@ class PoseGraph:
                 found.append(self._reached(start))
                 unseen -= found[-1]
         return found
+
+    def near(self, node_id: int, way: float, without: Set[int] = frozenset()) -> set[int]:
+        """Nodes that drift cannot have taken far from a node: those less than `way` from it over the edges.
+
+        Args:
+            node_id: where to begin; it is one of them.
+            way: as `Edge.way` counts it; loops have none.
+            without: ids of edges that do not count.
+        """
+        found: dict[int, float] = {}
+        waiting = [(0.0, node_id)]
+        while waiting:
+            travelled, node = heapq.heappop(waiting)
+            if node in found:
+                continue
+            found[node] = travelled
+            for edge_id in self._at[node] - without:
+                edge = self._edges[edge_id]
+                other, length = (edge.b if edge.a == node else edge.a), travelled + edge.way
+                if other not in found and length < way:
+                    heapq.heappush(waiting, (length, other))
+        return set(found)
 
     def snapshot(self) -> GraphProblem:
         """A frozen copy that another thread or process may optimise while this graph goes on."""

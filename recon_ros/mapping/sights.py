@@ -2,18 +2,21 @@
 """How far each keyframe sees: what lies clearly before the surfaces it measured is free, or was, when it looked.
 
 Everything here errs on the side of what stands: a direction reaches as far as the *nearest* depth around it, so that
-poles and edges keep a border, a hole in the depth reaches nowhere, and a share of the depth is left for noise.
+poles and edges keep a border, holes that are not small and within one surface reach nowhere, and a share of the depth
+is left for noise.
 All arithmetic is elementwise: whether a keyframe sees through a voxel must not depend on what is asked with it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.frame import Keyframe
-from recon_ros.geometry import se3
+from recon_ros.geometry import pointmap, se3
 from recon_ros.mapping.contribution import usable
 
 ROWS, COLUMNS = 90, 120
@@ -21,6 +24,8 @@ ROWS, COLUMNS = 90, 120
 RELATIVE_MARGIN = 0.05
 MARGIN = 2.0
 """A voxel is seen through that lies before the surface by more than this share of the depth plus so many voxels."""
+HOLE = (0.03, 13)
+"""A hole is filled where the depths about it spread by less than this share and make up half of a 5×5 window."""
 MAX_PAIRS = 400_000
 """Pairs of keyframe and voxel that are worked on at once."""
 
@@ -56,8 +61,10 @@ class Sights:
         if not self._free:
             self._make_room(2 * len(self._ids))
         slot = self._free.pop()
-        depth = np.where(usable(keyframe, min_confidence), keyframe.points[..., 2].astype(np.float32), np.float32(0))
-        nearest = cv2.erode(_pooled(depth), np.ones((3, 3), np.uint8))
+        depth = np.where(
+            usable(keyframe, min_confidence), keyframe.points[..., 2].astype(np.float32), np.float32("nan")
+        )
+        nearest = _nearest(_closed(depth))
         voxel = self._voxel_size / se3.scale_of(T_world_camera)  # in the keyframe's own unit
         reach = np.maximum(nearest * np.float32(1 - RELATIVE_MARGIN) - np.float32(MARGIN * voxel), 0)
 
@@ -77,7 +84,7 @@ class Sights:
         self._ids[slot] = -1
         self._free.append(slot)
 
-    def near(self, keyframe_id: int, centres: NDArray[np.float64], radius: float) -> NDArray[np.bool_]:
+    def near(self, keyframe_id: int, centres: NDArray[Any], radius: float) -> NDArray[np.bool_]:
         """(N,) False for spheres about (N, 3) centres of which a keyframe sees through nothing."""
         planes = self._planes[self._slots[keyframe_id]]
         return np.asarray((centres @ planes[:, :3].T + planes[:, 3] > -radius).all(axis=1))
@@ -115,11 +122,19 @@ class Sights:
         return through
 
 
-def _pooled(depth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(ROWS, COLUMNS) the least depth in each direction of an (h, w) depth image of any size."""
+def _closed(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(h, w) depth whose small holes within one surface are filled; 0 in the others."""
+    holes = np.isnan(depth)
+    return np.asarray(np.nan_to_num(np.where(holes, pointmap.smoothed_depth(depth, *HOLE), depth)))
+
+
+def _nearest(depth: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(ROWS, COLUMNS) the least depth in and next to each direction, of an (h, w) depth image of any size."""
     height, width = depth.shape
-    rows, columns = np.arange(ROWS) * height // ROWS, np.arange(COLUMNS) * width // COLUMNS
-    return np.asarray(np.minimum.reduceat(np.minimum.reduceat(depth, rows, axis=0), columns, axis=1))
+    rows, columns = ((2 * np.arange(n) + 1) * size // (2 * n) for n, size in ((ROWS, height), (COLUMNS, width)))
+    border = [max(round(1.5 * size / n), 1) for n, size in ((COLUMNS, width), (ROWS, height))]
+    eroded = cv2.erode(depth, np.ones((2 * border[1] + 1, 2 * border[0] + 1), np.uint8))
+    return np.asarray(eroded[np.ix_(rows, columns)])
 
 
 def _planes(lens: NDArray[np.float64], reach: float) -> NDArray[np.float64]:

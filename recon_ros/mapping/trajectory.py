@@ -42,6 +42,11 @@ class TrajectoryLog:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def last_reference(self) -> int | None:
+        """The keyframe of the newest pose; None before the first."""
+        return int(self._references[self._length - 1]) if self._length else None
+
     def append(
         self,
         stamp_ns: int,

@@ -163,5 +163,5 @@ class VoxelTable:
 def _by_block(keys: Keys) -> Iterator[tuple[int, slice]]:
     """The blocks that sorted keys lie in, and where."""
     numbers, starts = np.unique(keys >> LOCAL_BITS, return_index=True)
-    ends = np.append(starts[1:], len(keys))
+    ends = np.append(starts, len(keys))[1:]
     return ((int(n), slice(a, b)) for n, a, b in zip(numbers, starts.tolist(), ends.tolist(), strict=True))

@@ -54,11 +54,18 @@ def median_depth(keyframe: Keyframe) -> float:
 
 def neighbours(keyframe: Keyframe, store: KeyframeStore, count: int) -> list[Keyframe]:
     """The keyframes that see most of what this one sees, by the present poses, best first."""
+    near = covisible(keyframe, keyframe.T_world_camera, store.submap_of(keyframe.id), store)
+    return [k for k in near if k.id != keyframe.id][:count]
+
+
+def covisible(
+    keyframe: Keyframe, T_world_camera: NDArray[np.float64], submap: int, store: KeyframeStore
+) -> list[Keyframe]:
+    """The keyframes that see most of what this one would see from a pose in a submap, best first."""
     probe = pointmap.strided(keyframe.points.astype(np.float32), PROBE_POINTS)
-    ids, shares = store.overlaps(probe, keyframe.T_world_camera, store.submap_of(keyframe.id))
+    ids, shares = store.overlaps(probe, T_world_camera, submap)
     order = np.argsort(-shares, kind="stable")
-    near = [int(ids[i]) for i in order if shares[i] > NEIGHBOUR_OVERLAP and int(ids[i]) != keyframe.id]
-    return [store[i] for i in near[:count]]
+    return [store[int(ids[i])] for i in order if shares[i] > NEIGHBOUR_OVERLAP]
 
 
 def are_one(T_a: NDArray[np.float64], T_b: NDArray[np.float64], depth: float) -> bool:

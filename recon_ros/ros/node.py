@@ -257,7 +257,8 @@ class ReconNode(LifecycleNode):
         if not path:
             raise ReconError("which map is to be loaded? set the parameter map.path to its folder")
         data = await self._done(self._writer.submit(read_map, path))
-        await self._done(self._in_worker(lambda: pipeline.load(data)))
+        atlas = await self._done(self._writer.submit(pipeline.reconstructor.restored, data))
+        await self._done(self._in_worker(lambda: pipeline.go_on_with(atlas)))
         return f"{path}: {len(data.keyframes)} keyframes"
 
     async def _answer(self, response: Any, work: Coroutine[Any, Any, str]) -> Any:

@@ -18,7 +18,7 @@ from recon_ros.export.snapshot import Snapshot
 from recon_ros.frame import Frame, State, Update
 from recon_ros.geometry import se3
 from recon_ros.intake import Intake, Pair
-from recon_ros.mapping.map_data import MapData
+from recon_ros.mapping.atlas import Atlas
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import interface, odometry, tf
 from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
@@ -235,13 +235,9 @@ class Pipeline:
             self._forget_inputs()
             self._note_map()
 
-    def load(self, data: MapData) -> None:
-        """Go on with a saved map; see `Reconstructor.load_map`.
-
-        Raises:
-            ReconError: when it cannot be; nothing has changed then.
-        """
-        self.reconstructor.load_map(data)
+    def go_on_with(self, atlas: Atlas) -> None:
+        """Another map in place of this one; see `Reconstructor.load_map`."""
+        self.reconstructor.go_on_with(atlas)
         self.frames.reset()
         self.outputs.forget()
         self._turn_to_map()

@@ -28,16 +28,16 @@ SQUARES = (1, 2, 4, 6)
 END = "memory"
 """Stands where the number of the step stands, for the memory after the last one."""
 
-TOLERANCES: Mapping[str, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.1, "int8": 0.35}
+TOLERANCES: Mapping[str, float] = {"fp32": 3e-4, "fp16": 2e-2, "bf16": 0.1, "int8": 0.2}
 """mean |Δ| / mean |reference| that a tensor may be off, by the precision of who executes.
 
 Measured on the seven networks of `recon_ros.networks.small`, six recurrent steps and the memory after them, the worst
 tensor of all (their graphs by ONNX Runtime and OpenVINO, and by PyTorch in half precision): fp32 2e-6, fp16 3e-3,
-bf16 2e-2. The bounds leave room for the depth of the full networks and for the order of sums on other devices. An
-attention scale that is off by 5 % in all blocks moves the worst tensor by 1e-2 to 5e-2, in a single block by 1e-4 to
-3e-2 (median 7e-4): fp32 finds most of it, fp16 what is grave, bf16 only what ruins the answer. The
-bound of int8 was not measured but leaves room for its rounding, whose cost is measured where a network is rounded
-(`recon_ros.runtimes.int8`): there, only a broken graph is found.
+bf16 2e-2; on CUT3R-512-dpt at 512x384 by OpenVINO, four steps: fp32 3e-6, bf16 3e-2, int8 6e-2. The bounds leave room
+for real weights, whose outliers the seeded ones lack, and for the order of sums on other devices. An attention scale
+that is off by 5 % in all blocks moves the worst tensor by 1e-2 to 5e-2, in a single block by 1e-4 to 3e-2 (median
+7e-4): fp32 finds most of it, fp16 what is grave, bf16 only what ruins the answer. In int8, whose cost is measured
+where a network is rounded (`recon_ros.runtimes.int8`), only a broken graph is found.
 """
 
 

@@ -292,7 +292,7 @@ class NetworkSource:
         except NetworkError as error:
             self._reject(variant, f"building it failed: {error}")
             return False
-        LOG.info("building %s for %s in a process of its own, once", variant, words.by(size))
+        LOG.info("building %s for %s in a process of its own, once: %s", variant, words.by(size), lack.reason)
         return True
 
     def _find_lack(self, variant: Variant, size: Size) -> Lack | None:

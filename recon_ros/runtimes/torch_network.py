@@ -42,7 +42,7 @@ RANDOM_SIZES: Mapping[str, Any] = {
     "enc_heads": 4,
     "ray_depth": 1,
     "dec_dim": 64,
-    "dec_depth": 4,
+    "dec_depth": 2,
     "dec_heads": 4,
     "state_tokens": 24,
     "state_heads": 4,

@@ -65,6 +65,7 @@ def relocalize(
     index: Proposals,
     budget: int,
     settings: VerifySettings = DEFAULTS,
+    last_seen: int | None = None,
 ) -> tuple[NDArray[np.float64], int, int] | None:
     """The pose of a view against stored keyframes, without any idea of where it is.
 
@@ -77,6 +78,7 @@ def relocalize(
         index: of the same keyframes; ids the store has not are passed over.
         budget: keyframes verified at most, besides two neighbours of the best one; the time is proportional.
         settings: of the verification.
+        last_seen: the keyframe where the camera was left, if it was; that it is there needs no second witness.
 
     Returns:
         T_world_camera (4, 4), Sim(3) where the map is not metric; the id of the keyframe it hangs on; its inliers.
@@ -93,7 +95,7 @@ def relocalize(
     opposed = [a for a in answers if a is not best and a not in agreeing]
     if any(best.inliers < MARGIN * answer.inliers for answer in opposed):
         return None
-    if best.inliers < MARGIN * settings.min_inliers and not agreeing:
+    if best.inliers < MARGIN * settings.min_inliers and not agreeing and best.keyframe.id != last_seen:
         asked = {keyframe.id for keyframe in keyframes}
         witnesses = [k for k in neighbours(best.keyframe, store, budget + WITNESSES) if k.id not in asked][:WITNESSES]
         confirmed = (_ask(keyframe, store, side, settings) for keyframe in witnesses)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from recon_ros.geometry.surface import register
 from recon_ros.geometry.two_view import VerifySettings
 from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.store import KeyframeStore
-from recon_ros.tracking.relocalize import InTurn, relocalize
+from recon_ros.tracking.relocalize import MARGIN, InTurn, relocalize
 from recon_ros.tracking.view import View
 
 SEARCH_RADIUS = 12.0
@@ -26,10 +26,15 @@ SEARCH_RADIUS = 12.0
 PRIOR_RADIUS = 40.0
 """Where it is looked for when only motion says where it may be."""
 MIN_REFERENCE_OVERLAP = 0.1
+LOCAL_WAY = 6.0
+"""A frame is registered against keyframes that are this many depths of its view away at most, over the ways on which
+they were tracked: tracking that is off by 1° in 10 m then puts their points within `SEARCH_RADIUS`."""
 UNCONFIRMED_INFORMATION = 100.0
 """Of a pose nobody has confirmed: a decimetre and a tenth of a radian."""
 
 Matrix = NDArray[np.float64]
+Connected = Callable[[int, float], "set[int] | None"]
+"""Keyframes whose pose relative to a given one can be relied on, over a way of given length at most; None for all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +60,11 @@ class Track:
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """A first pose and the observations that gave it."""
+    """A first pose, the observations that gave it, and the keyframe it hangs on."""
 
     T_world_camera: Matrix
     observations: Observations
+    keyframe_id: int | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +92,10 @@ class Tracker:
         self._previous: _Previous | None = None
         self._velocity = np.zeros(6)
         self._interrupted = False
+        self._last_seen: int | None = None
         self._next_candidate = 0
+        self._reference_id: int | None = None
+        self._connected: Connected | None = None
         self.was_interrupted = False
         """The last frame with a pose came after frames without."""
         self.submap = 0
@@ -95,8 +104,15 @@ class Tracker:
     def begin(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None, submap: int = 0) -> None:
         """Start tracking from a frame whose pose is given, in the frame of a submap."""
         self.submap = submap
+        self._reference_id = None
         self._velocity = np.zeros(6)
         self._remember(view, T_world_camera, T_odom_camera)
+
+    def lose(self, last_seen: int | None = None) -> None:
+        """Nothing is known of where the camera is, but maybe the keyframe it was last seen at: it is looked for in the
+        whole map.
+        """
+        self._previous, self._interrupted, self._last_seen = None, True, last_seen
 
     def expected(self, view: View, T_odom_camera: Matrix | None) -> Matrix:
         """Where a camera that is lost may be: where it was last, or where odometry has taken it since."""
@@ -115,6 +131,7 @@ class Tracker:
         T_odom_camera: Matrix | None,
         trust_prior: bool = False,
         places: PlaceIndex | None = None,
+        connected: Connected | None = None,
     ) -> Track | None:
         """The frame's pose, or None when nothing fits; the tracker then looks again with the next frame.
 
@@ -124,13 +141,16 @@ class Tracker:
             T_odom_camera: (4, 4) pose prior in a frame of its own, or None; only its increments are used.
             trust_prior: take the prior's word where nothing confirms it. For networks that estimate poses themselves.
             places: index of the store's keyframes, with which a camera that has lost itself is found again.
+            connected: tells which keyframes belong to the surroundings of one; all where it is None.
         """
+        self._connected = connected
         track = self._confirmed(view, store, T_odom_camera, places)
         if track is None and trust_prior:
             track = self._believed(view, store, T_odom_camera)
         if track is None:
             self._interrupted = True
             return None
+        self._reference_id = track.reference_id
         self.was_interrupted = self._interrupted
         self._velocity = self._measured_velocity(view, track.T_world_camera)
         self._remember(view, track.T_world_camera, T_odom_camera)
@@ -153,13 +173,13 @@ class Tracker:
         if self._previous is None or T_odom_camera is None or self._previous.T_odom_camera is None:
             return None
         T_world_camera = self._predicted(view, self._previous, T_odom_camera)
-        references, best_overlap = self._references(view, store, T_world_camera)
+        references, best_overlap = self._references(view, store, T_world_camera, self._reference_id)
         reference = references[0] if references else store.keyframes[-1]
         return Track(T_world_camera, reference.id, best_overlap, 0, 0.0, UNCONFIRMED_INFORMATION * np.eye(6))
 
     def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
         self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera)
-        self._interrupted = False
+        self._interrupted, self._last_seen = False, None
 
     def _starts(
         self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, places: PlaceIndex | None
@@ -167,13 +187,21 @@ class Tracker:
         """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
         previous = self._previous
         if previous is not None:
-            yield self._from_features(view, previous.features, previous.T_world_camera)
-            yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
+            start = self._from_features(view, previous.features, previous.T_world_camera, self._reference_id)
+            yield start if self._is_credible(start) else None
+            if not self._interrupted or T_odom_camera is not None:  # else nothing says where it has gone meanwhile
+                yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
         newest = store.keyframes[-1]
         if not self._interrupted and store.submap_of(newest.id) == store.joined(self.submap):
-            yield self._from_features(view, newest.features, newest.T_world_camera)
+            yield self._from_features(view, newest.features, newest.T_world_camera, newest.id)
         elif places is not None:
             yield from self._from_places(view, store, places)
+
+    def _is_credible(self, start: _Start | None) -> bool:
+        """Whether a start may be right: after frames without a pose the last view is only one of many."""
+        if start is None or not self._interrupted:
+            return start is not None
+        return len(start.observations) >= MARGIN * self.config.min_inliers
 
     def _from_places(self, view: View, store: KeyframeStore, places: PlaceIndex) -> Iterator[_Start | None]:
         """Where the keyframes that look alike say the camera is, then some of the others in turn: a view that stands
@@ -186,10 +214,10 @@ class Tracker:
         )
         most = self.config.relocalization_candidates
         for candidates in (places, InTurn(store, self._next_candidate)):
-            found = relocalize(view, store, candidates, most, settings)
+            found = relocalize(view, store, candidates, most, settings, self._last_seen)
             if found is not None:
                 before, self.submap = self.submap, store.submap_of(found[1])
-                yield _Start(found[0], Observations.concatenated([]))
+                yield _Start(found[0], Observations.concatenated([]), found[1])
                 self.submap = before
         self._next_candidate += most
 
@@ -209,22 +237,23 @@ class Tracker:
         seconds = (view.stamp_ns - previous.stamp_ns) / 1e9
         return se3.log(se3.inverse(previous.T_world_camera) @ T_world_camera) / seconds
 
-    def _from_features(self, view: View, features: Features, T_world_features: Matrix) -> _Start | None:
+    def _from_features(
+        self, view: View, features: Features, T_world_features: Matrix, keyframe_id: int | None
+    ) -> _Start | None:
         """Match located features of a known pose against the view's, then PnP."""
         pairs = match(features, view.features)
         if len(pairs) < self.config.min_inliers:
             return None
         points = se3.transform(T_world_features, features.points[pairs[:, 0]].astype(np.float64))
-        return self._ransac(view, _observations(view, points, pairs[:, 1]))
+        return self._ransac(view, _observations(view, points, pairs[:, 1]), keyframe_id)
 
     def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
         """Look for the keyframes' points where the predicted pose puts them, then PnP."""
-        observations = self._observe(
-            view, store, self._references(view, store, T_world_camera)[0], T_world_camera, PRIOR_RADIUS
-        )
-        return self._ransac(view, observations)
+        references, _ = self._references(view, store, T_world_camera, self._reference_id)
+        observations = self._observe(view, store, references, T_world_camera, PRIOR_RADIUS)
+        return self._ransac(view, observations, self._reference_id)
 
-    def _ransac(self, view: View, observations: Observations) -> _Start | None:
+    def _ransac(self, view: View, observations: Observations, keyframe_id: int | None) -> _Start | None:
         if len(observations) < self.config.min_inliers:
             return None
         found = pnp.ransac(observations, view.camera, self.config.reprojection_threshold)
@@ -233,11 +262,16 @@ class Tracker:
         T_camera_world, inliers = found
         kept = observations[inliers]
         refined = pnp.refine(T_camera_world, kept, view.camera, self.config.depth_sigma, iterations=5)
-        return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept)
+        return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept, keyframe_id)
 
-    def _references(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> tuple[list[Keyframe], float]:
-        """The most covisible keyframes, best first, and the share of the view the best one sees."""
+    def _references(
+        self, view: View, store: KeyframeStore, T_world_camera: Matrix, around: int | None
+    ) -> tuple[list[Keyframe], float]:
+        """The most covisible keyframes in the surroundings of one, best first, and the share that the best one sees."""
         ids, shares = store.overlaps(view.probe, T_world_camera, self.submap)
+        if around is not None and self._connected is not None:
+            local = self._connected(around, LOCAL_WAY * view.median_depth)
+            shares = shares if local is None else shares * np.isin(ids, list(local))
         order = np.argsort(-shares, kind="stable")[: self.config.references]
         chosen = [store[int(ids[i])] for i in order if shares[i] > MIN_REFERENCE_OVERLAP]
         return chosen, float(shares.max(initial=0.0))
@@ -271,7 +305,7 @@ class Tracker:
         """Refine a start against the covisible keyframes; None when they do not support it."""
         if start is None:
             return None
-        references, best_overlap = self._references(view, store, start.T_world_camera)
+        references, best_overlap = self._references(view, store, start.T_world_camera, start.keyframe_id)
         if not references:
             return None
         seen = self._observe(view, store, references, start.T_world_camera, SEARCH_RADIUS)
