@@ -152,11 +152,12 @@ class LoopDetector:
         apart that neither end of the loop sees beyond the other."""
         a, b = seen.store[loop.a], seen.store[loop.b]
         said, depth = seen.said(loop), _world_depth(b)
-        asked = {a.id, *(k.id for k in seen.store.keyframes if k.id >= b.id - self.config.loops.exclusion)}
-        for near in seen.near(b, {b.id}):
+        recent = {k.id for k in seen.store.keyframes if k.id >= b.id - self.config.loops.exclusion}
+        earlier = {k.id for k in seen.store.keyframes} - recent
+        for near in seen.near(b, earlier | {b.id}):
             T_b_near = se3.inverse(b.T_world_camera) @ near.T_world_camera
             there = covisible(near, said @ T_b_near, seen.store.submap_of(a.id), seen.store)
-            other = next((k for k in there if k.id not in asked), None)
+            other = next((k for k in there if k.id in earlier and k.id != a.id), None)
             verified = None if other is None else self._verify(other, near, seen.store)
             if other is not None and verified is not None:
                 T_near_b = se3.inverse(T_b_near)
