@@ -3,8 +3,9 @@
 
 By seed, the revisit begins somewhere else in the mapped part, at frames that did not become keyframes, with another
 exposure, grain and depth noise; in the warehouse, which can be rendered from anywhere, also beside the way driven and
-turned. It must be found within a second of the camera's time in nine of ten seeds. Then come views of places that do
-not exist, mirrored ones of those that do. No pose may be wrong over all. Exit code 1 when one of this fails.
+turned. It must be found within a second in nine of ten seeds, by a clock that adds the processor time of a frame to its
+stamp: what a machine with nothing else to do would take. Then come views of places that do not exist, mirrored ones of
+those that do. No pose may be wrong over all. Exit code 1 when one of this fails.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ MAPPED = 201
 BLANK = 10
 REVISITED = 15
 ABSENT = 15
+STEP_NS = 100_000_000
 WITHIN_NS = 1_000_000_000
 WRONG = (0.5, np.radians(10.0))
 """A pose that is off by more, metres or radians, is wrong."""
@@ -58,8 +60,8 @@ class Trial:
     """One seed.
 
     Attributes:
-        found_ns: from the first revisiting frame to the first with a pose, by stamps; None when there was none.
-        frame_ms: wall time of each revisiting frame without a pose, and of the first with one.
+        found_ns: from the first revisiting frame to the first pose being known; None when there was none.
+        frame_ms: processor time of each revisiting frame without a pose, and of the first with one.
         wrong: poses that are wrong, also of views of places that do not exist.
         worst: largest error of a pose, metres and radians.
         poses: frames with a pose.
@@ -104,27 +106,32 @@ def mirrored(frame: Frame) -> Frame:
 def kidnapped(
     reconstructor: Reconstructor, revisit: Sequence[tuple[Frame, Matrix]], T_truth_world: Matrix, seed: int
 ) -> Trial:
-    """Blank frames, the revisit, blank frames, and views of no place at all, with stamps that go on at 10 Hz."""
+    """Blank frames, the revisit, blank frames, and views of no place at all, with stamps that go on at 10 Hz.
+
+    Until the camera is found, frames that come while one is processed are dropped, as the node drops them.
+    """
     stamp = int(reconstructor.live_trajectory().stamps_ns[-1])
     trial = Trial(seed, None, [], 0, (0.0, 0.0), 0)
     nowhere = [(mirrored(frame), None) for frame, _ in revisit[:ABSENT]]
     covered = [(blank(revisit[0][0]), None)] * BLANK
-    first_ns: int | None = None
+    begin = stamp + (BLANK + 1) * STEP_NS
+    free = begin
     for phase, shown in (("blank", covered), ("revisit", revisit), ("blank", covered), ("nowhere", nowhere)):
         for frame, T_truth_camera in shown:
-            stamp += 100_000_000
-            start = time.perf_counter()
+            stamp += STEP_NS
+            looking = phase == "revisit" and trial.found_ns is None
+            if looking and stamp < free:
+                continue
+            start = time.process_time_ns()
             try:
                 update = reconstructor.process(dataclasses.replace(frame, stamp_ns=stamp))
             except InputError:
                 continue
-            milliseconds = (time.perf_counter() - start) * 1e3
-            T = update.T_world_camera
-            if phase == "revisit":
-                first_ns = stamp if first_ns is None else first_ns
-                if trial.found_ns is None:
-                    trial.frame_ms.append(milliseconds)
-                    trial.found_ns = None if T is None else stamp - first_ns
+            taken, T = time.process_time_ns() - start, update.T_world_camera
+            if looking:
+                free = stamp + taken
+                trial.frame_ms.append(taken / 1e6)
+                trial.found_ns = None if T is None else free - begin
             if T is None:
                 continue
             trial.poses += 1
@@ -234,7 +241,7 @@ def summary(trials: Sequence[Trial]) -> dict[str, Any]:
         "in_time": sum(t.in_time for t in trials),
         "found_s": [None if t.found_ns is None else t.found_ns / 1e9 for t in trials],
         "slowest_frame_ms": max(max(t.frame_ms, default=0.0) for t in trials),
-        "until_found_ms": [round(sum(t.frame_ms), 1) for t in trials],
+        "tries": [len(t.frame_ms) for t in trials],
         "poses": sum(t.poses for t in trials),
         "wrong": sum(t.wrong for t in trials),
         "worst_m": max(t.worst[0] for t in trials),
@@ -248,8 +255,9 @@ def row(name: str, numbers: dict[str, Any]) -> tuple[str, ...]:
     return (
         name,
         f"{numbers['in_time']} of {numbers['seeds']}",
-        "–" if not found else f"{np.median(found):.1f} / {max(found):.1f} s",
-        f"{np.median(numbers['until_found_ms']):.0f} / {max(numbers['until_found_ms']):.0f} ms",
+        "–" if not found else f"{np.median(found):.2f} / {max(found):.2f} s",
+        f"{np.median(numbers['tries']):.0f} / {max(numbers['tries'])}",
+        f"{numbers['slowest_frame_ms']:.0f} ms",
         f"{numbers['wrong']} of {numbers['poses']}",
         f"{numbers['worst_m'] * 100:.0f} cm, {numbers['worst_deg']:.1f}°",
     )
@@ -259,7 +267,8 @@ HEADER = (
     "recording",
     "found within 1 s",
     "found after, median / longest",
-    "wall time until found, median / longest",
+    "frames tried, median / most",
+    "slowest of them",
     "wrong poses",
     "largest error",
 )

@@ -29,6 +29,7 @@ from recon_ros.ros.outputs import Outputs
 from recon_ros.ros.path import PathBuilder, thinned
 from recon_ros.ros.statistics import Statistics, Throttle
 from recon_ros.ros.status import status_message
+from recon_ros.runtimes.status import FAILED, READY, RuntimeStatus
 
 SECOND = 1_000_000_000
 CAMERA = Camera.from_focal(4, 2, 3.0)
@@ -213,11 +214,22 @@ def test_diagnostics_warn_of_drops_and_silence(monkeypatch: pytest.MonkeyPatch) 
     statistics = Statistics()
     inputs: Any = types.SimpleNamespace(waits_for_camera_info=lambda: 0.0)
     watchdog: Any = types.SimpleNamespace(silent={})
-    diagnostics = Diagnostics(FakeNode(), statistics, inputs, watchdog, lambda: State.TRACKING)  # type: ignore[arg-type]
+    engine = [RuntimeStatus(READY, "openvino bf16", message="openvino bf16 serves")]
+    diagnostics = Diagnostics(
+        FakeNode(),  # type: ignore[arg-type]
+        statistics,
+        inputs,
+        watchdog,
+        lambda: State.TRACKING,
+        lambda: engine[0],
+    )
 
     def status(task: str) -> Any:
         return next(s for s in diagnostics.array().status if s.name == f"robot/recon: {task}")
 
+    assert status("Engine").level == DiagnosticStatus.OK and "openvino" in status("Engine").message
+    engine[0] = RuntimeStatus(FAILED, message="nothing that is here can be used")
+    assert status("Engine").level == DiagnosticStatus.ERROR
     assert status("Input").level == DiagnosticStatus.ERROR
     statistics.image_received("rgb8")
     assert status("Input").level == DiagnosticStatus.OK

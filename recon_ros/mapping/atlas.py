@@ -188,6 +188,8 @@ class Atlas:
             )
             self.path.re_anchor(gone, successor)
             self._earlier_path.re_anchor(gone, successor)
+            # What its loops said is in the graph, composed; they themselves are gone with it.
+            self._loops = {edge: loop for edge, loop in self._loops.items() if edge in self.graph.edges}
 
     def connected(self, keyframe_id: int, way: float) -> set[int] | None:
         """Keyframes that are where they should be as seen from one: less than `way` from it over what ties them.
