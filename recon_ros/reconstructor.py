@@ -20,7 +20,7 @@ from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
 from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
 from recon_ros.mapping import pose_graph
-from recon_ros.mapping.atlas import Atlas, Correction
+from recon_ros.mapping.atlas import MAIN, Atlas, Correction
 from recon_ros.mapping.folder import read_map
 from recon_ros.mapping.loops import Loop
 from recon_ros.mapping.map_data import MapData, SourceFacts
@@ -196,8 +196,9 @@ class Reconstructor:
         return self._atlas.cloud.cloud(max_points)
 
     def trajectory(self) -> Trajectory:
-        """T_world_camera of every tracked frame, after all corrections; without those of a map that was loaded."""
-        return self._atlas.path.corrected({k.id: k for k in self._atlas.store.keyframes})
+        """T_world_camera of every tracked frame, after all corrections; without those of a map that was loaded, and of
+        submaps whose place is not known yet."""
+        return self._atlas.path.corrected(self._atlas.placed)
 
     def live_trajectory(self) -> Trajectory:
         """T_world_camera of every tracked frame, as it was known when the frame was processed."""
@@ -228,6 +229,12 @@ class Reconstructor:
         """Let the whole map follow what is known of loops by now, as a run ends or the map is written."""
         if self._is_mapping:
             self._follow(self._atlas.settle())
+
+    @property
+    def submaps(self) -> int:
+        """Maps in frames of their own that have not been joined to the first yet."""
+        store = self._atlas.store
+        return len({store.submap_of(k.id) for k in store.keyframes} - {MAIN})
 
     @property
     def loops(self) -> tuple[Loop, ...]:

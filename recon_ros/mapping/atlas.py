@@ -43,6 +43,9 @@ REFRESH_MS = 8.0
 STILL = (1e-4, 1e-5)
 """A keyframe that moves and turns by less (metres, radians) is left where it is."""
 
+MAIN = 0
+"""The submap that the world is of: the first."""
+
 Matrix = NDArray[np.float64]
 
 
@@ -76,6 +79,7 @@ class Atlas:
         self._loops: dict[int, Loop] = {}
         self._rejected: frozenset[int] = frozenset()
         self._stale: dict[int, None] = {}
+        self._drawn: set[int] = set()
         self.moved = 0
         """Changes whenever keyframes have moved."""
 
@@ -88,6 +92,11 @@ class Atlas:
     def loops(self) -> tuple[Loop, ...]:
         """The loops that are believed, in the order in which they were found."""
         return tuple(loop for edge, loop in self._loops.items() if edge not in self._rejected)
+
+    @property
+    def placed(self) -> dict[int, Keyframe]:
+        """Keyframes by id whose place in the world is known: all but those of submaps that were not joined yet."""
+        return {k.id: k for k in self.store.keyframes if self.store.submap_of(k.id) == MAIN}
 
     @property
     def last_seen(self) -> int | None:
@@ -165,9 +174,15 @@ class Atlas:
         self._prune()
 
     def _draw(self, keyframe: Keyframe) -> None:
-        """Put a keyframe's points into the cloud. What stands in the way of a submap whose place is not known yet has
-        not moved away."""
-        self.cloud.add(keyframe, carves=self.store.submap_of(keyframe.id) == 0)
+        """Put a keyframe's points into the cloud. Those of a submap wait until its place is known."""
+        if self.store.submap_of(keyframe.id) == MAIN:
+            self.cloud.add(keyframe)
+            self._drawn.add(keyframe.id)
+
+    def _erase(self, keyframe: Keyframe) -> None:
+        if keyframe.id in self._drawn:
+            self.cloud.remove(keyframe)
+            self._drawn.discard(keyframe.id)
 
     def _tie(self, other_id: int, keyframe: Keyframe, information: Matrix, kind: str) -> None:
         T_other_keyframe = se3.inverse(self.store[other_id].T_world_camera) @ keyframe.T_world_camera
@@ -177,13 +192,15 @@ class Atlas:
     def _prune(self) -> None:
         """Evict the most redundant keyframe while there are too many; what hung on it moves to a neighbour."""
         while (gone := self.store.surplus()) is not None:
-            self.cloud.remove(gone)
+            self._erase(gone)
+            submap = self.store.submap_of(gone.id)
             self.store.remove(gone.id)
             self.places.remove(gone.id)
             self.graph.remove_node(gone.id)
             self._stale.pop(gone.id, None)
+            together = [k for k in self.store.keyframes if self.store.submap_of(k.id) == submap]
             successor = min(
-                self.store.keyframes,
+                together or self.store.keyframes,
                 key=lambda k: float(np.linalg.norm(k.T_world_camera[:3, 3] - gone.T_world_camera[:3, 3])),
             )
             self.path.re_anchor(gone, successor)
@@ -261,7 +278,7 @@ class Atlas:
                 return
             del self._stale[keyframe_id]
             keyframe = self.store[keyframe_id]
-            self.cloud.remove(keyframe)
+            self._erase(keyframe)
             self._draw(keyframe)
 
     def _apply(self, solution: Solution) -> Correction | None:
@@ -276,6 +293,7 @@ class Atlas:
                 before[keyframe_id] = T_before
                 self.store.move(keyframe_id, pose)
                 self._stale[keyframe_id] = None
+        self._stale.update(dict.fromkeys(self.placed.keys() - self._drawn))
         if not before:
             return None
         self.moved += 1

@@ -119,7 +119,8 @@ class TrajectoryLog:
 
 
 def corrected(rows: NDArray[Any], keyframes: Mapping[int, Keyframe]) -> Trajectory:
-    """(N,) rows of dtype `POSE` as a path: each pose through its keyframe's present one."""
+    """(N,) rows of dtype `POSE` as a path: each pose through its keyframe's present one, where that is among them."""
+    rows = rows[np.isin(rows["reference_id"], list(keyframes))]
     if len(rows) == 0:
         return Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     T_world_reference = np.stack([keyframes[i].T_world_camera for i in rows["reference_id"].tolist()])

@@ -149,7 +149,7 @@ class Pipeline:
         s = self.statistics
         s.size = (image_size[1], image_size[0])
         s.confidence, s.is_metric = update.confidence, update.is_metric
-        s.loops = len(self.reconstructor.loops)
+        s.loops, s.submaps = len(self.reconstructor.loops), self.reconstructor.submaps
         if update.keyframe_id is not None:
             self._note_map()
         s.frame_processed(update.state, inference_ms, latency_ms)

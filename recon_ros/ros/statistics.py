@@ -25,7 +25,7 @@ class Statistics:
         last frame in the core. latency_ms: of the last frame, stamp to publication (or reception to
         publication where the clock and the
             stamps are not of one time).
-        keyframes, keyframe_mb, points, loops: what the map holds.
+        keyframes, keyframe_mb, points, loops: what the map holds; submaps: maps not joined to it yet.
         is_metric: whether lengths are metres.
         lost_since: when the pose was lost, monotonic seconds, or None.
         encoding: of the last image that came.
@@ -40,6 +40,7 @@ class Statistics:
     keyframe_mb: float = 0.0
     points: int = 0
     loops: int = 0
+    submaps: int = 0
     is_metric: bool = False
     lost_since: float | None = None
     encoding: str = ""
@@ -70,7 +71,7 @@ class Statistics:
     def forget_map(self) -> None:
         """After a reset: the map is empty and the pose unknown; the counters go on."""
         self.state, self.lost_since, self.confidence = State.INITIALIZING, None, 0.0
-        self.keyframes, self.keyframe_mb, self.points, self.loops = 0, 0.0, 0, 0
+        self.keyframes, self.keyframe_mb, self.points, self.loops, self.submaps = 0, 0.0, 0, 0, 0
 
     def count(self, name: str, by: int = 1) -> None:
         """Count something."""

@@ -65,6 +65,7 @@ def status_message(
         "errors": counts["errors"],
         "keyframes": statistics.keyframes,
         "loops": statistics.loops,
+        "submaps": statistics.submaps,
         "latency_ms": statistics.latency_ms,
         "inference_ms": statistics.inference_ms,
         "confidence": statistics.confidence,
