@@ -29,6 +29,8 @@ MIN_REFERENCE_OVERLAP = 0.1
 LOCAL_WAY = 6.0
 """A frame is registered against keyframes that are this many depths of its view away at most, over the ways on which
 they were tracked: tracking that is off by 1° in 10 m then puts their points within `SEARCH_RADIUS`."""
+IN_TURN = 3
+"""A lost camera asks one keyframe whose turn it is for so many that look like its view."""
 UNCONFIRMED_INFORMATION = 100.0
 """Of a pose nobody has confirmed: a decimetre and a tenth of a radian."""
 
@@ -213,13 +215,14 @@ class Tracker:
             surface_sigma=self.config.surface_sigma,
         )
         most = self.config.relocalization_candidates
-        for candidates in (places, InTurn(store, self._next_candidate)):
-            found = relocalize(view, store, candidates, most, settings, self._last_seen)
+        in_turn = max(1, most // IN_TURN)
+        for candidates, count in ((places, most), (InTurn(store, self._next_candidate), in_turn)):
+            found = relocalize(view, store, candidates, count, settings, self._last_seen)
             if found is not None:
                 before, self.submap = self.submap, store.submap_of(found[1])
                 yield _Start(found[0], Observations.concatenated([]), found[1])
                 self.submap = before
-        self._next_candidate += most
+        self._next_candidate += in_turn
 
     def _predicted(self, view: View, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
         """Where odometry, or else constant velocity, puts the camera."""
