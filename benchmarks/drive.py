@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +11,7 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.laps import rendered
 from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
 from recon_ros.frame import Frame, Keyframe
 from recon_ros.geometry import se3
@@ -45,25 +44,7 @@ def drive(laps: int = LAPS) -> SyntheticWarehouse:
 
 def drive_bag(path: Path) -> Path:
     """The recording as a bag; made when it is not there, by a process of its own that takes the scene with it."""
-    if not (path / "metadata.yaml").exists():
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        process = multiprocessing.get_context("spawn").Process(target=_render, args=(path,))
-        process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"rendering the drive failed with exit code {process.exitcode}")
-    return path
-
-
-def _render(path: Path) -> None:
-    from recon_ros.datasets.bag_writer import write_bag
-
-    unfinished = path.with_name(path.name + ".part")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    data = drive()
-    write_bag(unfinished, data, data.ground_truth())
-    unfinished.rename(path)
+    return rendered(path, drive)
 
 
 @contextmanager

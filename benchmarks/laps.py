@@ -7,13 +7,17 @@ import dataclasses
 import multiprocessing
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.frame import Frame, Trajectory
+
+if TYPE_CHECKING:
+    from recon_ros.datasets.synthetic import SyntheticWarehouse
 
 FRAMES = 250
 WIDTH, HEIGHT = 320, 240
@@ -28,24 +32,40 @@ def lap_bag(path: Path) -> Path:
 
     Rendered by a process of its own, so that the scene does not count as memory of the one that is watched.
     """
-    if not (path / "metadata.yaml").exists():
-        shutil.rmtree(path, ignore_errors=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        process = multiprocessing.get_context("spawn").Process(target=_render, args=(path,))
-        process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"rendering a lap failed with exit code {process.exitcode}")
-    return path
+    return rendered(path, lap)
 
 
-def _render(path: Path) -> None:
-    from recon_ros.datasets.bag_writer import write_bag
+def lap() -> SyntheticWarehouse:
+    """One lap in `FRAMES` frames."""
     from recon_ros.datasets.synthetic import SyntheticWarehouse
 
     speed = SyntheticWarehouse(1).lap_length / (FRAMES / RATE_HZ)
-    lap = SyntheticWarehouse(FRAMES, WIDTH, HEIGHT, rate_hz=RATE_HZ, speed=speed, noise=True)
-    write_bag(path, lap, lap.ground_truth())
+    return SyntheticWarehouse(FRAMES, WIDTH, HEIGHT, rate_hz=RATE_HZ, speed=speed, noise=True)
+
+
+def rendered(path: Path, make: Callable[[], SyntheticWarehouse]) -> Path:
+    """What `make`, a module's function, describes as a bag; rendered when it is not there, in a process of its own."""
+    if not (path / "metadata.yaml").exists():
+        shutil.rmtree(path, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        process = multiprocessing.get_context("spawn").Process(target=_render, args=(path, make))
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"rendering {path.name} failed with exit code {process.exitcode}")
+    return path
+
+
+def _render(path: Path, make: Callable[[], SyntheticWarehouse]) -> None:
+    from recon_ros.datasets.bag_writer import write_bag
+
+    unfinished = path.with_name(f"{path.name}.part") / path.name  # a bag's files are named after its folder
+    shutil.rmtree(unfinished.parent, ignore_errors=True)
+    unfinished.parent.mkdir()
+    recording = make()
+    write_bag(unfinished, recording, recording.ground_truth())
+    unfinished.rename(path)
+    unfinished.parent.rmdir()
 
 
 def frames(reader: BagReader, count: int) -> Iterator[Frame]:

@@ -23,7 +23,7 @@ PACKAGE = "recon_ros"
 ROOT = Path(__file__).resolve().parents[1]
 
 RANKS: tuple[tuple[str, ...], ...] = (
-    ("geometry", "frame", "errors", "config", "resources", "messages", "pairing", "intake"),
+    ("geometry", "frame", "errors", "config", "disk", "resources", "messages", "pairing", "intake"),
     ("networks",),
     ("runtimes",),
     ("memory",),

@@ -80,8 +80,6 @@ class Atlas:
         self._rejected: frozenset[int] = frozenset()
         self._stale: dict[int, None] = {}
         self._drawn: set[int] = set()
-        self.moved = 0
-        """Changes whenever keyframes have moved."""
 
     def close(self) -> None:
         """End the jobs; the map stays as it is."""
@@ -294,10 +292,7 @@ class Atlas:
                 self.store.move(keyframe_id, pose)
                 self._stale[keyframe_id] = None
         self._stale.update(dict.fromkeys(self.placed.keys() - self._drawn))
-        if not before:
-            return None
-        self.moved += 1
-        return Correction(before)
+        return Correction(before) if before else None
 
 
 class _Asked:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from recon_ros.disk import sync, sync_folder
+
 OLD = ".old"
 
 
@@ -33,7 +35,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # as long as it is held, nobody sweeps the folder away
         yield unfinished
-        _flush(unfinished)
+        sync_folder(unfinished)
         _take_the_place(unfinished, folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -96,20 +98,5 @@ def _take_the_place(unfinished: Path, folder: Path) -> None:
         if aside.exists():
             os.rename(aside, folder)
         raise
-    _sync(folder.parent)
+    sync(folder.parent)
     _sweep(folder)
-
-
-def _flush(folder: Path) -> None:
-    """See to it that all of a folder is on the disk."""
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
+from recon_ros.disk import sync, sync_folder
 from recon_ros.errors import NetworkError
 from recon_ros.networks.card import ModelCard
 from recon_ros.networks.fetch import cache_folder, file_digest
@@ -261,8 +262,7 @@ def finish(part: Path, folder: Path, facts: BundleFacts) -> Bundle:
     data = {"export_version": EXPORT_VERSION, "facts": _facts_to(facts), "files": files}
     digest = hashlib.sha256(_canonical(data)).hexdigest()
     (part / PLAN).write_text(json.dumps({"digest": digest, **data}, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    for path in (*(part / name for name in (*names, PLAN)), part):
-        sync(path)
+    sync_folder(part)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -278,15 +278,6 @@ def finish(part: Path, folder: Path, facts: BundleFacts) -> Bundle:
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
     """`arrays` as an .npz file whose bytes depend on nothing else."""
     np.savez(path, allow_pickle=False, **dict(arrays))
-
-
-def sync(path: Path) -> None:
-    """Have a file, or what a folder lists, on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # JSON

@@ -22,9 +22,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from recon_ros.disk import sync, sync_folder
 from recon_ros.errors import NetworkError
 from recon_ros.networks.fetch import cache_folder, file_digest
-from recon_ros.runtimes.bundle import NO_ROOM, sync
+from recon_ros.runtimes.bundle import NO_ROOM
 from recon_ros.runtimes.engine_key import EngineKey, differences
 
 SIDECAR = "engine.json"
@@ -272,6 +273,4 @@ def _seal(folder: Path, key: EngineKey, duration_s: float) -> None:
         "duration_s": round(duration_s, 3),
     }
     (folder / SIDECAR).write_text(json.dumps(sidecar, indent=2) + "\n", encoding="utf-8")
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
+    sync_folder(folder)
