@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the camera is: memory cells find their place in the image, and a pose is solved from that.
+
+What memory cells are in space is known, explicitly; where they are in the image is matched, by similarity of features;
+the pose that puts the one onto the other is solved by robust Gauss–Newton steps that are unrolled into the network.
+Only the matching is learned, so that what was learned on drawn scenes holds for real ones.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from recon_ros.networks.compact_geometry import exp_se3, invert, solve_positive, transform
+
+STRIDE = 8
+NEAREST = 0.05
+"""Points nearer than this, metres, or behind the camera do not pull at the pose."""
+ROBUST = (20.0, 10.0, 5.0, 2.5, 1.2, 1.0, 0.7, 0.7)
+"""Scale of Cauchy's weight by step, cells; as many steps as entries."""
+DAMPING = (1.0, 1.0, 1.0, 10.0, 10.0, 10.0)
+"""Added to the diagonal (cells² per m², per rad²): without matches nothing moves."""
+
+
+class Located(NamedTuple):
+    """Pose of an image, and what it was solved from.
+
+    Of each slot M cells are matched, every other one.
+
+    Attributes:
+        T_anchor_camera: (B, 4, 4).
+        points: (B, S, M, 3) the cells in the anchor's frame.
+        pixels: (B, S, M, 2) where they are seen in the image, pixels.
+        weights: (B, S, M) in [0, 1], how far that is believed.
+        similarity: (B, S, M, N) to all cells of the image.
+        log_sum: (B, S, M) logarithm of the sum of similarities' exponentials: similarity - log_sum is the logarithm of
+            a cell's probability to be the place.
+    """
+
+    T_anchor_camera: Tensor
+    points: Tensor
+    pixels: Tensor
+    weights: Tensor
+    similarity: Tensor
+    log_sum: Tensor
+
+
+class Locator(nn.Module):
+    """See the module.
+
+    Args:
+        height, width: of the grid of cells.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        self.register_buffer("chosen", torch.nonzero(((rows + columns) % 2 == 0).flatten())[:, 0], persistent=False)
+        self.log_temperature = nn.Parameter(torch.tensor(2.5))
+        self.trust = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 1))
+
+    def forward(
+        self,
+        match: Tensor,
+        slots: Tensor,
+        points: Tensor,
+        confidence: Tensor,
+        valid: Tensor,
+        K: Tensor,
+        T_start: Tensor,
+    ) -> Located:
+        """Locate an image.
+
+        Args:
+            match: (B, C, h, w) unit features of the image.
+            slots: (B, S, C, h, w) those of memory.
+            points: (B, S, N, 3) memory cells in the anchor's frame.
+            confidence: (B, S, N) in [0, 1] of them.
+            valid: (B, S) 1 where a slot holds something, else 0.
+            K: (B, 4).
+            T_start: (B, 4, 4) T_anchor_camera to begin with.
+        """
+        batch = len(points)
+        points = points.index_select(2, self.chosen)
+        pixels, weights, similarity, whole = self._match(match, slots, confidence, valid)
+        T_camera_anchor = invert(T_start)
+        flat, seen, weight = points.reshape(batch, -1, 3), pixels.reshape(batch, -1, 2), weights.reshape(batch, -1)
+        for scale in ROBUST:
+            T_camera_anchor = _step(T_camera_anchor, flat, seen, weight, K, scale)
+        return Located(
+            invert(T_camera_anchor), points, pixels, weights, similarity, whole.reshape(batch, points.shape[1], -1)
+        )
+
+    def _match(
+        self, match: Tensor, slots: Tensor, confidence: Tensor, valid: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, count, channels = slots.shape[:3]
+        cells = self.height * self.width
+        rows = slots.reshape(batch, count, channels, cells).index_select(3, self.chosen)
+        rows = rows.transpose(2, 3).reshape(batch, -1, channels)
+        temperature = torch.exp(self.log_temperature)
+        similarity = temperature * (rows @ match.reshape(batch, channels, cells))
+        whole = torch.logsumexp(similarity, dim=-1, keepdim=True)
+        # The expected place over everything is drawn to the middle by what is similar elsewhere: only the
+        # neighbourhood of the likeliest cell counts.
+        best = similarity.argmax(dim=-1)
+        row, column = best // self.width, best % self.width
+        around = torch.arange(-1, 2, device=best.device)
+        rows_near = row[..., None] + around.repeat_interleave(3)
+        columns_near = column[..., None] + around.repeat(3)
+        inside = (rows_near >= 0) & (rows_near < self.height) & (columns_near >= 0) & (columns_near < self.width)
+        index = rows_near.clamp(0, self.height - 1) * self.width + columns_near.clamp(0, self.width - 1)
+        log_near = torch.gather(similarity, 2, index) - whole
+        p = torch.exp(log_near) * inside.to(log_near.dtype)
+        mass = p.sum(dim=-1)
+        places = torch.stack([columns_near, rows_near], dim=-1).to(p.dtype)
+        place = (p[..., None] * places).sum(dim=-2) / (mass[..., None] + 1e-9)
+        sure = confidence.index_select(2, self.chosen)
+        likeness = similarity.amax(dim=-1) / temperature
+        facts = torch.stack([torch.log(mass + 1e-6), log_near[..., 4], sure.reshape(batch, -1), likeness], dim=-1)
+        weights = torch.sigmoid(self.trust(facts)[..., 0]).reshape(batch, count, -1) * valid[..., None]
+        pixels = (place + 0.5) * STRIDE - 0.5
+        return pixels.reshape(batch, count, -1, 2), weights, similarity.reshape(batch, count, -1, cells), whole[..., 0]
+
+
+def _step(T_camera_anchor: Tensor, points: Tensor, pixels: Tensor, weight: Tensor, K: Tensor, scale: float) -> Tensor:
+    """One damped Gauss–Newton step on reprojection errors in cells, weighted after Cauchy."""
+    seen = transform(T_camera_anchor, points)
+    x, y, z = seen[..., 0], seen[..., 1], seen[..., 2].clamp(min=NEAREST)
+    f = K[:, None, :2] / STRIDE
+    xz, yz = x / z, y / z
+    error = f * torch.stack([xz, yz], dim=-1) + (K[:, None, 2:] - pixels) / STRIDE
+    squared = (error * error).sum(dim=-1).detach()
+    w = weight * (seen[..., 2] > NEAREST).to(weight.dtype) / (1 + squared / scale**2)
+    zero, one = torch.zeros_like(z), torch.ones_like(z)
+    # Rows of d(x/z, y/z) / d(v, ω) for x ← x + v + ω × x.
+    du = torch.stack([one / z, zero, -xz / z, -xz * yz, 1 + xz * xz, -yz], dim=-1) * f[..., :1]
+    dv = torch.stack([zero, one / z, -yz / z, -(1 + yz * yz), xz * yz, xz], dim=-1) * f[..., 1:]
+    wu, wv = du * w[..., None], dv * w[..., None]
+    H = du.transpose(1, 2) @ wu + dv.transpose(1, 2) @ wv
+    g = (wu * error[..., :1] + wv * error[..., 1:]).sum(dim=1)
+    damping = torch.tensor(DAMPING, dtype=H.dtype, device=H.device)
+    eye = torch.eye(6, dtype=H.dtype, device=H.device)
+    H = H + eye * damping + 1e-3 * eye * H
+    return exp_se3(-solve_positive(H, g)) @ T_camera_anchor
