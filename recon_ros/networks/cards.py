@@ -19,7 +19,7 @@ from recon_ros.errors import NetworkError
 from recon_ros.networks.card import ModelCard
 from recon_ros.resources import share_file
 
-FAMILIES = ("dust3r", "mast3r", "spann3r", "cut3r")
+FAMILIES = ("compact", "dust3r", "mast3r", "spann3r", "cut3r")
 CONFIDENCES = {"1+exp": True, "sigmoid": False}
 """Convention of the confidence → whether it is unbounded."""
 POSES = ("none", "camera_to_world_wxyz")

@@ -48,7 +48,7 @@ class CompactConfig:
     Attributes:
         encoder: ``hiera`` (SAM2's tiny one), ``efficientnet_lite0``, or ``scratch``.
         encoder_blocks: of hiera's third stage.
-        width, height: of the images, pixels, multiples of 32.
+        width, height: of the images it is trained on, pixels, multiples of 32.
         slots: of memory: the image before, and keyframes.
         match_dim: channels to match.
         planes: of the sweep.
@@ -91,6 +91,13 @@ class Seen(NamedTuple):
     context: Tensor
     fine: Tensor
     descriptor: Tensor
+
+
+class Decoded(NamedTuple):
+    """(B, D, h, w) logits of the planes; (B, 2, 2 h, 2 w) what is added to the logarithm of depth, and of its error."""
+
+    logits: Tensor
+    fine: Tensor
 
 
 class Measured(NamedTuple):
@@ -141,7 +148,6 @@ class Compact(nn.Module):
         super().__init__()
         self.config = config = config or CompactConfig()
         self.encoder, (c8, c16) = build_encoder(config)
-        h, w = config.height // STRIDE, config.width // STRIDE
         self.stem1 = nn.Conv2d(3, config.fine // 2, 3, stride=2, padding=1)
         self.stem2 = nn.Conv2d(config.fine // 2, config.fine, 3, stride=2, padding=1)
         self.norm8, self.norm16 = ChannelNorm(c8), ChannelNorm(c16)
@@ -154,7 +160,7 @@ class Compact(nn.Module):
         self.match_out = nn.Sequential(
             nn.GELU(), nn.Conv2d(96, 96, 3, padding=1), nn.GELU(), nn.Conv2d(96, config.match_dim, 1)
         )
-        self.locator = Locator(h, w)
+        self.locator = Locator()
         self.swept = nn.Conv2d(3 * config.planes, config.context, 1)
         self.join = nn.Conv2d(2 * config.context, config.context, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(config.context, dilation) for dilation in _dilations(config.blocks))
@@ -166,8 +172,6 @@ class Compact(nn.Module):
         nn.init.zeros_(self.out.weight)
         # To begin with, nothing is added to the planes' depth, and errors are expected to be of 20 %.
         self.out.bias = nn.Parameter(torch.tensor([0.0, math.log(0.2)]))
-        planes = torch.linspace(math.log(config.near), math.log(config.far), config.planes)
-        self.register_buffer("log_planes", planes, persistent=False)
 
     # -- one image -------------------------------------------------------------------------------------------
 
@@ -177,36 +181,38 @@ class Compact(nn.Module):
 
     def see(self, image: Tensor, encoded: Encoded, K: Tensor) -> Seen:
         """What is learned of an image alone: (B, 3, H, W) in [0, 1], and its camera (B, 4)."""
-        f8, f16 = self.norm8(encoded.f8), self.norm16(encoded.f16)
-        fine = self.stem2(F.gelu(self.stem1(image - 0.5)))
+        dtype = self.stem2.weight.dtype
+        f8, f16 = self.norm8(encoded.f8.to(dtype)), self.norm16(encoded.f16.to(dtype))
+        fine = self.stem2(F.gelu(self.stem1(image - 0.5)).to(dtype))
         x = self.to_tokens(f16)
         batch, channels, height, width = x.shape
-        x = x.flatten(2).transpose(1, 2)
+        x = x.flatten(2).transpose(1, 2).to(self.of_ray[0].weight.dtype)
         if self.config.rays:
             rays = rays_of(cell_centres(height, width, 2 * STRIDE, image), K)[..., :2]
             facts = torch.cat([rays, rays * rays, rays[..., :1] * rays[..., 1:]], dim=-1)
-            x = x + self.of_ray(facts)
+            x = x + self.of_ray(facts.to(x.dtype))
         for block in self.tokens:
             x = block(x)
-        x = x.transpose(1, 2).reshape(batch, channels, height, width)
+        x = x.transpose(1, 2).reshape(batch, channels, height, width).to(dtype)
         context = self.skip8(f8) + doubled(self.to_context(x))
         match = self.match_out(self.match8(f8) + doubled(self.match16(f16)))
-        descriptor = f16.mean(dim=(2, 3))
-        return Seen(unit(match), context, fine, unit(descriptor))
+        descriptor = f16.float().mean(dim=(2, 3))
+        return Seen(unit(match.float()), context, fine, unit(descriptor))
 
     # -- with memory -----------------------------------------------------------------------------------------
 
-    def empty(self, batch: int = 1) -> CompactMemory:
-        """A memory of nothing."""
-        c, p = self.config, self.log_planes
-        h, w = c.height // STRIDE, c.width // STRIDE
+    def empty(self, batch: int = 1, width: int | None = None, height: int | None = None) -> CompactMemory:
+        """A memory of nothing, for images of this size, or of the one trained for."""
+        c, p = self.config, self.out.bias.detach().float()
+        width, height = width or c.width, height or c.height
+        h, w = height // STRIDE, width // STRIDE
         eye = torch.eye(4, dtype=p.dtype, device=p.device)
         return CompactMemory(
             match=p.new_zeros(batch, c.slots, c.match_dim, h, w),
             depth=p.new_ones(batch, c.slots, h, w),
             confidence=p.new_zeros(batch, c.slots, h, w),
             T_anchor_slot=eye.expand(batch, c.slots, 4, 4).clone(),
-            K=p.new_tensor([c.width, c.width, c.width / 2, c.height / 2]).expand(batch, c.slots, 4).clone(),
+            K=p.new_tensor([width, width, width / 2, height / 2]).expand(batch, c.slots, 4).clone(),
             valid=p.new_zeros(batch, c.slots),
             T_last=eye.expand(batch, 4, 4).clone(),
         )
@@ -222,32 +228,38 @@ class Compact(nn.Module):
 
     def measure(self, seen: Seen, memory: CompactMemory, T_anchor_camera: Tensor, K: Tensor) -> Measured:
         """Depth of an image whose camera is at T_anchor_camera (B, 4, 4)."""
-        focal = K[:, :1] / (CANONICAL_FOCAL * self.config.width) if self.config.rays else torch.ones_like(K[:, :1])
-        log_planes = self.log_planes[None] + torch.log(focal)
-        if self.config.memory:
-            found = sweep(
-                seen.match,
-                memory.match,
-                memory.depth,
-                memory.confidence,
-                memory.valid,
-                memory.T_anchor_slot,
-                memory.K,
-                T_anchor_camera,
-                K,
-                torch.exp(log_planes),
-                STRIDE,
-            )
-        else:
-            found = seen.match.new_zeros(len(K), 3 * self.config.planes, *seen.match.shape[2:])
-        x = self.join(torch.cat([self.swept(found), seen.context], dim=1))
+        return self.finish(self.decode(self.search(seen, memory, T_anchor_camera, K), seen), K)
+
+    def search(self, seen: Seen, memory: CompactMemory, T_anchor_camera: Tensor, K: Tensor) -> Tensor:
+        """(B, 3 D, h, w) what memory says of every plane; see `compact_sweep.sweep`."""
+        if not self.config.memory:
+            return seen.match.new_zeros(len(K), 3 * self.config.planes, *seen.match.shape[2:])
+        planes = torch.exp(self.planes(K, seen.match.shape[3] * STRIDE))
+        slots = (memory.match, memory.depth, memory.confidence, memory.valid, memory.T_anchor_slot, memory.K)
+        return sweep(seen.match, *slots, T_anchor_camera, K, planes, STRIDE)
+
+    def decode(self, found: Tensor, seen: Seen) -> Decoded:
+        """What an image's context and memory's answers (B, 3 D, h, w) say together."""
+        x = self.join(torch.cat([self.swept(found.to(seen.context.dtype)), seen.context], dim=1))
         for block in self.blocks:
             x = block(x)
-        logits = self.to_planes(x)
-        log_depth = (torch.softmax(logits, dim=1) * log_planes[:, :, None, None]).sum(dim=1, keepdim=True)
         y = self.fine2(F.gelu(self.fine1(torch.cat([doubled(self.to_fine(x)), seen.fine], dim=1))))
-        delta, log_scale = self.out(y).split(1, dim=1)
+        return Decoded(self.to_planes(x), self.out(y))
+
+    def finish(self, decoded: Decoded, K: Tensor) -> Measured:
+        """Depth and its expected error, in float32."""
+        logits, (delta, log_scale) = decoded.logits.float(), decoded.fine.float().split(1, dim=1)
+        log_planes = self.planes(K, logits.shape[3] * STRIDE)
+        log_depth = (torch.softmax(logits, dim=1) * log_planes[:, :, None, None]).sum(dim=1, keepdim=True)
         return Measured(doubled(log_depth) + delta, log_scale.clamp(-5.0, 1.5), logits, log_planes)
+
+    def planes(self, K: Tensor, width: int) -> Tensor:
+        """(B, D) logarithms of the planes' depths, metres, for cameras (B, 4) of images so wide."""
+        c = self.config
+        log_planes = torch.linspace(math.log(c.near), math.log(c.far), c.planes, device=K.device)[None]
+        if not c.rays:
+            return log_planes + torch.zeros_like(K[:, :1])
+        return log_planes + torch.log(K[:, :1] / (CANONICAL_FOCAL * width))
 
     def remember(
         self, memory: CompactMemory, seen: Seen, measured: Measured, T_anchor_camera: Tensor, K: Tensor
@@ -273,6 +285,11 @@ class Compact(nn.Module):
         moved = torch.linalg.vector_norm(T[:, :3, 3], dim=-1) / typical
         old = (memory.valid[:, 1] > 0) & (moved <= NEW_VIEW[0]) & (cosine >= NEW_VIEW[1])
         return 1 - old.to(log_depth.dtype)
+
+    def exact_modules(self) -> list[nn.Module]:
+        """What computes in float32 in every precision: colours of 8 bits, matches, and the last layers."""
+        first = [self.encoder.patch_embed] if isinstance(getattr(self.encoder, "patch_embed", None), nn.Module) else []
+        return [*first, self.stem1, self.locator, self.to_planes, self.out]
 
     # -- results ---------------------------------------------------------------------------------------------
 
@@ -344,7 +361,7 @@ class ScratchEncoder(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(size) for size in sizes[1:])
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        x, seen = image - 0.5, []
+        x, seen = (image - 0.5).to(self.down[0].weight.dtype), []
         for down, block in zip(self.down, self.blocks, strict=True):
             x = F.gelu(block(down(x)))
             seen.append(x)

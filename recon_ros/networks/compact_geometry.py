@@ -68,6 +68,23 @@ def exp_se3(step: Tensor) -> Tensor:
     return _rows(R, v[..., None])
 
 
+def orthonormal(T: Tensor) -> Tensor:
+    """(B, 4, 4) poses whose rotations are exact again, after Gram and Schmidt: products of many are not."""
+    x, y = T[:, :3, 0], T[:, :3, 1]
+    x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    y = y - (x * y).sum(dim=-1, keepdim=True) * x
+    y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+    z = torch.stack(
+        [
+            x[:, 1] * y[:, 2] - x[:, 2] * y[:, 1],
+            x[:, 2] * y[:, 0] - x[:, 0] * y[:, 2],
+            x[:, 0] * y[:, 1] - x[:, 1] * y[:, 0],
+        ],
+        dim=-1,
+    )
+    return _rows(torch.stack([x, y, z], dim=-1), T[:, :3, 3:])
+
+
 def solve_positive(A: Tensor, b: Tensor) -> Tensor:
     """(B, n) x of A x = b, for A (B, n, n) symmetric positive definite, b (B, n).
 

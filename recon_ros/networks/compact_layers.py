@@ -6,13 +6,15 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recon_ros.networks.blocks import AttentionCore, layer_norm
+
 
 class ChannelNorm(nn.Module):
     """LayerNorm over the channels of (B, C, H, W), pixel by pixel."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.norm = layer_norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
@@ -39,10 +41,11 @@ class TokenBlock(nn.Module):
     def __init__(self, channels: int, heads: int, ratio: int = 3) -> None:
         super().__init__()
         self.heads = heads
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
+        self.core: AttentionCore = F.scaled_dot_product_attention
+        self.norm1 = layer_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
+        self.norm2 = layer_norm(channels)
         self.fc1 = nn.Linear(channels, ratio * channels)
         self.fc2 = nn.Linear(ratio * channels, channels)
 
@@ -50,7 +53,7 @@ class TokenBlock(nn.Module):
         batch, count, channels = x.shape
         qkv = self.qkv(self.norm1(x)).reshape(batch, count, 3, self.heads, channels // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, count, channels)
+        attended = self.core(q, k, v).transpose(1, 2).reshape(batch, count, channels)
         x = x + self.proj(attended)
         return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recon_ros.networks.compact_geometry import exp_se3, invert, solve_positive, transform
+from recon_ros.networks.compact_geometry import exp_se3, invert, orthonormal, solve_positive, transform
 
 STRIDE = 8
 NEAREST = 0.05
@@ -48,17 +48,10 @@ class Located(NamedTuple):
 
 
 class Locator(nn.Module):
-    """See the module.
+    """See the module."""
 
-    Args:
-        height, width: of the grid of cells.
-    """
-
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.height, self.width = height, width
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        self.register_buffer("chosen", torch.nonzero(((rows + columns) % 2 == 0).flatten())[:, 0], persistent=False)
         self.log_temperature = nn.Parameter(torch.tensor(2.5))
         self.trust = nn.Sequential(nn.Linear(4, 16), nn.GELU(), nn.Linear(16, 1))
 
@@ -84,22 +77,28 @@ class Locator(nn.Module):
             T_start: (B, 4, 4) T_anchor_camera to begin with.
         """
         batch = len(points)
-        points = points.index_select(2, self.chosen)
-        pixels, weights, similarity, whole = self._match(match, slots, confidence, valid)
+        chosen = every_other(*match.shape[2:]).to(match.device)
+        points = points.index_select(2, chosen)
+        pixels, weights, similarity, whole = self._match(match, slots, confidence, valid, chosen)
         T_camera_anchor = invert(T_start)
         flat, seen, weight = points.reshape(batch, -1, 3), pixels.reshape(batch, -1, 2), weights.reshape(batch, -1)
         for scale in ROBUST:
             T_camera_anchor = _step(T_camera_anchor, flat, seen, weight, K, scale)
         return Located(
-            invert(T_camera_anchor), points, pixels, weights, similarity, whole.reshape(batch, points.shape[1], -1)
+            orthonormal(invert(T_camera_anchor)),
+            points,
+            pixels,
+            weights,
+            similarity,
+            whole.reshape(batch, points.shape[1], -1),
         )
 
     def _match(
-        self, match: Tensor, slots: Tensor, confidence: Tensor, valid: Tensor
+        self, match: Tensor, slots: Tensor, confidence: Tensor, valid: Tensor, chosen: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        batch, count, channels = slots.shape[:3]
-        cells = self.height * self.width
-        rows = slots.reshape(batch, count, channels, cells).index_select(3, self.chosen)
+        batch, count, channels, height, width = slots.shape
+        cells = height * width
+        rows = slots.reshape(batch, count, channels, cells).index_select(3, chosen)
         rows = rows.transpose(2, 3).reshape(batch, -1, channels)
         temperature = torch.exp(self.log_temperature)
         similarity = temperature * (rows @ match.reshape(batch, channels, cells))
@@ -107,23 +106,29 @@ class Locator(nn.Module):
         # The expected place over everything is drawn to the middle by what is similar elsewhere: only the
         # neighbourhood of the likeliest cell counts.
         best = similarity.argmax(dim=-1)
-        row, column = best // self.width, best % self.width
+        row = torch.div(best, width, rounding_mode="trunc")
+        column = best - row * width
         around = torch.arange(-1, 2, device=best.device)
         rows_near = row[..., None] + around.repeat_interleave(3)
         columns_near = column[..., None] + around.repeat(3)
-        inside = (rows_near >= 0) & (rows_near < self.height) & (columns_near >= 0) & (columns_near < self.width)
-        index = rows_near.clamp(0, self.height - 1) * self.width + columns_near.clamp(0, self.width - 1)
+        inside = (rows_near >= 0) & (rows_near < height) & (columns_near >= 0) & (columns_near < width)
+        index = rows_near.clamp(0, height - 1) * width + columns_near.clamp(0, width - 1)
         log_near = torch.gather(similarity, 2, index) - whole
         p = torch.exp(log_near) * inside.to(log_near.dtype)
         mass = p.sum(dim=-1)
         places = torch.stack([columns_near, rows_near], dim=-1).to(p.dtype)
         place = (p[..., None] * places).sum(dim=-2) / (mass[..., None] + 1e-9)
-        sure = confidence.index_select(2, self.chosen)
+        sure = confidence.index_select(2, chosen)
         likeness = similarity.amax(dim=-1) / temperature
         facts = torch.stack([torch.log(mass + 1e-6), log_near[..., 4], sure.reshape(batch, -1), likeness], dim=-1)
         weights = torch.sigmoid(self.trust(facts)[..., 0]).reshape(batch, count, -1) * valid[..., None]
         pixels = (place + 0.5) * STRIDE - 0.5
         return pixels.reshape(batch, count, -1, 2), weights, similarity.reshape(batch, count, -1, cells), whole[..., 0]
+
+
+def every_other(height: int, width: int) -> Tensor:
+    """Indices of the cells of a chessboard's one colour, (M,) int64."""
+    return torch.tensor([i * width + j for i in range(height) for j in range(width) if (i + j) % 2 == 0])
 
 
 def _step(T_camera_anchor: Tensor, points: Tensor, pixels: Tensor, weight: Tensor, K: Tensor, scale: float) -> Tensor:

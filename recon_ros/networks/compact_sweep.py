@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of, transform
+from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of
 
 NEAREST = 0.05
 AGREEMENT = 0.1
@@ -50,37 +50,37 @@ def sweep(
     """
     batch, count, channels, height, width = slots.shape
     number, cells = planes.shape[1], height * width
-    centres = cell_centres(height, width, stride, match)
-    rays = rays_of(centres, K)
-    points = (planes[:, :, None, None] * rays[:, None]).reshape(batch, number * cells, 3)
+    shape = (batch, count, cells, number)
+    rays = rays_of(cell_centres(height, width, stride, match), K)
     T_slot_camera = invert(T_anchor_slot) @ T_anchor_camera[:, None]
-    there = transform(T_slot_camera, points[:, None])
-    z = there[..., 2]
+    turned = rays[:, None] @ T_slot_camera[..., :3, :3].transpose(-1, -2)
+    # x, y, z in the slot's camera: the ray, turned, times the plane's depth, plus the way between the cameras.
+    x, y, z = (turned[..., i, None] * planes[:, None, None] + T_slot_camera[..., None, None, i, 3] for i in range(3))
     far = z.clamp(min=NEAREST)
-    uv = there[..., :2] / far[..., None] * K_slot[:, :, None, :2] + K_slot[:, :, None, 2:]
-    ij = (uv + 0.5) / stride - 0.5
-    extent = torch.tensor([width - 1.0, height - 1.0], dtype=ij.dtype, device=ij.device)
-    inside = (ij >= -0.5) & (ij <= extent + 0.5)
-    visible = (z > NEAREST).to(z.dtype) * inside.to(z.dtype).prod(dim=-1) * valid[..., None]
-    held = torch.cat([slots, depths[:, :, None], confidence[:, :, None]], dim=2)
+    f, c = K_slot[..., None, None, :2] / stride, (K_slot[..., None, None, 2:] + 0.5) / stride - 0.5
+    column, row = x / far * f[..., 0] + c[..., 0], y / far * f[..., 1] + c[..., 1]
+    inside = (column >= -0.5) & (column <= width - 0.5) & (row >= -0.5) & (row <= height - 0.5) & (z > NEAREST)
+    visible = inside.to(z.dtype) * valid[..., None, None]
     # Beyond the border nothing is looked up (visible is 0): the coordinates need only be finite.
-    where = (2 * ij / extent - 1).clamp(-2.0, 2.0).reshape(batch * count, number, cells, 2)
-    found = F.grid_sample(
-        held.reshape(batch * count, channels + 2, height, width),
-        where,
-        mode="bilinear",
-        padding_mode="border",
-        align_corners=True,
-    ).reshape(batch, count, channels + 2, number, cells)
-    visible = visible.reshape(batch, count, number, cells)
-    likeness = (found[:, :, :channels] * match.reshape(batch, 1, channels, 1, cells)).sum(dim=2)
-    known = found[:, :, channels].clamp(min=NEAREST)
-    apart = torch.abs(torch.log(far.reshape(batch, count, number, cells)) - torch.log(known))
-    agreement = torch.exp(-apart / AGREEMENT) * found[:, :, channels + 1]
+    where = torch.stack([2 * column / (width - 1) - 1, 2 * row / (height - 1) - 1], dim=-1).clamp(-2.0, 2.0)
+    # Interpolating and multiplying by the image's features can be swapped: first all products of a slot's cells with
+    # the image's, then between the products of one cell. That looks up a number instead of `channels` of them.
+    products = match.reshape(batch, 1, channels, cells).transpose(2, 3) @ slots.reshape(batch, count, channels, cells)
+    products = products.reshape(batch * count * cells, 1, height, width)
+    likeness = _look_up(products, where.reshape(-1, number, 1, 2)).reshape(shape)
+    held = torch.stack([torch.log(depths.clamp(min=NEAREST)), confidence], dim=2)
+    known = _look_up(held.reshape(batch * count, 2, height, width), where.reshape(batch * count, cells, number, 2))
+    known = known.reshape(batch, count, 2, cells, number)
+    agreement = torch.exp(-torch.abs(torch.log(far) - known[:, :, 0]) / AGREEMENT) * known[:, :, 1]
     baseline = torch.linalg.vector_norm(T_slot_camera[..., :3, 3], dim=-1)
     typical = depths.mean(dim=(2, 3)) + NEAREST
     parallax = (baseline / typical / PARALLAX).clamp(0.02, 1.0)[..., None, None] * visible
-    like = (likeness * parallax).sum(dim=1) / (parallax.sum(dim=1) + 1e-3)
+    seen = parallax.sum(dim=1)
+    like = (likeness * parallax).sum(dim=1) / (seen + 1e-3)
     agree = (agreement * visible).sum(dim=1) / (visible.sum(dim=1) + 1e-3)
-    seen = parallax.sum(dim=1) / count
-    return torch.cat([like, agree, seen], dim=1).reshape(batch, 3 * number, height, width)
+    found = torch.cat([like, agree, seen / count], dim=2)
+    return found.transpose(1, 2).reshape(batch, 3 * number, height, width)
+
+
+def _look_up(maps: Tensor, where: Tensor) -> Tensor:
+    return F.grid_sample(maps, where, mode="bilinear", padding_mode="border", align_corners=True)

@@ -48,6 +48,7 @@ def build_family(family: str, constructor: Mapping[str, Any], device: torch.devi
     Raises:
         TypeError: they do not fit.
     """
+    from recon_ros.networks.compact import Compact, CompactConfig
     from recon_ros.networks.cut3r import Cut3r, Cut3rConfig
     from recon_ros.networks.dust3r import Dust3r, Dust3rConfig
     from recon_ros.networks.mast3r import Mast3r, Mast3rConfig
@@ -56,6 +57,8 @@ def build_family(family: str, constructor: Mapping[str, Any], device: torch.devi
 
     arguments = dict(constructor)
     with torch.device(device):
+        if family == "compact":
+            return Compact(CompactConfig(**arguments))
         if family == "dust3r":
             return Dust3r(Dust3rConfig(**arguments))
         if family == "mast3r":

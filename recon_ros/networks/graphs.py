@@ -46,6 +46,7 @@ class GraphModule(nn.Module):
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    exact: bool = False
 
 
 def build_graphs(
@@ -78,6 +79,10 @@ def build_graphs(
         from recon_ros.networks.graphs_spann3r import spann3r_graphs
 
         return spann3r_graphs(network, width, height)
+    if card.family == "compact":
+        from recon_ros.networks.graphs_compact import compact_graphs
+
+        return compact_graphs(network, width, height)
     from recon_ros.networks.graphs_pair import pair_graphs
 
     return pair_graphs(network, card.family, width, height, options)
@@ -121,7 +126,7 @@ def assemble(
         family=family,
         width=width,
         height=height,
-        graphs=tuple(GraphSpec(name, module.inputs, module.outputs) for name, module in graphs.items()),
+        graphs=tuple(GraphSpec(name, module.inputs, module.outputs, module.exact) for name, module in graphs.items()),
         tensors=tensors,
         memory=tuple(memory),
         fetched=(*fetched, *health),

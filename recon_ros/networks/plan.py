@@ -40,11 +40,15 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One graph: `inputs` and `outputs` are names of the plan's tensors, in the order of the graph's signature."""
+    """One graph: `inputs` and `outputs` are names of the plan's tensors, in the order of the graph's signature.
+
+    An `exact` graph is geometry, and is computed in float32 by an executor that would choose the precision itself.
+    """
 
     name: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    exact: bool = False
 
 
 @dataclass(frozen=True)

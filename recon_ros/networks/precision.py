@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from recon_ros.errors import NetworkError
 from recon_ros.networks.blocks import Attention, AttentionCore, CrossAttention
+from recon_ros.networks.compact import Compact
+from recon_ros.networks.compact_layers import TokenBlock
 from recon_ros.networks.cut3r_heads import Cut3rHead
 from recon_ros.networks.heads import DPTPointHead, LinearHead
+from recon_ros.networks.hiera import WindowAttention
 from recon_ros.networks.mast3r import DescriptorHead
 from recon_ros.networks.patches import PatchEmbed
 from recon_ros.networks.spann3r import Spann3r
@@ -87,24 +90,29 @@ CORES: dict[str, AttentionCore] = {"softmax32": softmax32, "fp32": attention_fp3
 
 def _choose_attention(network: nn.Module, attention: str) -> None:
     for module in network.modules():
-        if attention in CORES and isinstance(module, Attention | CrossAttention):
+        if attention in CORES and isinstance(module, Attention | CrossAttention | TokenBlock | WindowAttention):
             module.core = CORES[attention]
 
 
 # Islands
 
 
-def _islands(network: nn.Module) -> list[nn.Module]:
+def _islands(network: nn.Module, dtype: torch.dtype) -> list[nn.Module]:
     """The modules whose weights stay in float32."""
     islands = [module for module in network.modules() if isinstance(module, (nn.LayerNorm, PatchEmbed, *HEADS))]
     if isinstance(network, Spann3r):
         # Two cosines and a threshold on attention decide what the memory keeps.
         islands += [network.attn_head_1, network.attn_head_2]
+    if isinstance(network, Compact):
+        islands += network.exact_modules()
+        if dtype == torch.bfloat16:
+            # ONNX has convolutions in bfloat16 from opset 22 on, which TensorRT 10.3 does not read.
+            islands += [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     return islands
 
 
 def _make_islands(network: nn.Module, dtype: torch.dtype) -> None:
-    for island in _islands(network):
+    for island in _islands(network, dtype):
         if isinstance(island, nn.LayerNorm):
             continue  # `blocks.LayerNorm` does so itself
         island.register_forward_pre_hook(_widen, with_kwargs=True)
@@ -133,7 +141,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 
 def _halve(network: nn.Module, dtype: torch.dtype) -> None:
     """Cast all weights but those of the islands, one by one: only one is held twice at a time."""
-    kept = {id(parameter) for island in _islands(network) for parameter in island.parameters()}
+    kept = {id(parameter) for island in _islands(network, dtype) for parameter in island.parameters()}
     for parameter in network.parameters():
         if id(parameter) not in kept:
             parameter.data = parameter.data.to(dtype)

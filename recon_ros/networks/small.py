@@ -58,16 +58,39 @@ class SmallNetwork:
     rules: Sequence[Sequence[Any]]
 
 
+COMPACT = {
+    "encoder": "scratch",
+    "match_dim": 8,
+    "planes": 12,
+    "slots": 3,
+    "tokens": 48,
+    "context": 24,
+    "fine": 12,
+    "token_blocks": 1,
+    "blocks": 2,
+}
+COMPACT_RULES = (
+    # Matches decide between cells: so flat that half precision finds the same ones, so sharp that they matter.
+    (r"log_temperature$", "none", 2.5, 0.1),
+    (r"^out\.weight$", "rest", 0.0, 0.1),
+)
+
+
 def _small(
-    name: str, constructor: Mapping[str, Any], rules: Sequence[Sequence[Any]], is_metric: bool = False
+    name: str,
+    constructor: Mapping[str, Any],
+    rules: Sequence[Sequence[Any]],
+    is_metric: bool = False,
+    multiple: int = 16,
+    unbounded_confidence: bool = True,
 ) -> SmallNetwork:
     card = ModelCard(
         name=name,
         family=name.split("-")[0],
         max_size=SIDE,
-        multiple=16,
+        multiple=multiple,
         is_metric=is_metric,
-        unbounded_confidence=True,
+        unbounded_confidence=unbounded_confidence,
     )
     return SmallNetwork(card, constructor, rules)
 
@@ -75,6 +98,7 @@ def _small(
 SMALL: Mapping[str, SmallNetwork] = {
     network.card.name: network
     for network in (
+        _small("compact-small", COMPACT, COMPACT_RULES, is_metric=True, multiple=32, unbounded_confidence=False),
         _small("cut3r-small-dpt", {**CUT3R, **STATE, **DPT, "head": "dpt"}, CUT3R_RULES, is_metric=True),
         _small("cut3r-small-linear", {**CUT3R, **STATE, "head": "linear"}, CUT3R_RULES, is_metric=True),
         _small("dust3r-small-dpt", {**PAIR, **DPT, "head": "dpt"}, PAIR_RULES),

@@ -316,7 +316,9 @@ def _facts_from(data: Mapping[str, Any]) -> BundleFacts:
 
 def _plan_from(data: Mapping[str, Any]) -> StepPlan:
     tensors = {name: TensorSpec(tuple(map(int, shape)), dtype) for name, (shape, dtype) in data["tensors"].items()}
-    graphs = tuple(GraphSpec(g["name"], tuple(g["inputs"]), tuple(g["outputs"])) for g in data["graphs"])
+    graphs = tuple(
+        GraphSpec(g["name"], tuple(g["inputs"]), tuple(g["outputs"]), bool(g.get("exact"))) for g in data["graphs"]
+    )
     plan = StepPlan(
         **{**data, "graphs": graphs, "tensors": tensors, "memory": tuple(data["memory"])}
         | {"fetched": tuple(data["fetched"])}

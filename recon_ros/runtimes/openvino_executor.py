@@ -63,8 +63,10 @@ class OpenVinoExecutor:
         self._tensor: Any = openvino.Tensor
         self._initial = bundle.initial()
         core = openvino.Core()
-        options = _options(precision, threads, available)
-        self._requests = {graph.name: _request(core, bundle.onnx(graph.name), options) for graph in bundle.plan.graphs}
+        options = {exact: _options("fp32" if exact else precision, threads, available) for exact in (False, True)}
+        self._requests = {
+            graph.name: _request(core, bundle.onnx(graph.name), options[graph.exact]) for graph in bundle.plan.graphs
+        }
         self._kept = {*bundle.plan.fetched, *(name + NEXT for name in bundle.plan.memory)}
         self._hand_over()
 

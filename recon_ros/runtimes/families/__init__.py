@@ -6,19 +6,21 @@ from __future__ import annotations
 from recon_ros.errors import NetworkError
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes.executor import Executor
+from recon_ros.runtimes.families.compact import CompactStep
 from recon_ros.runtimes.families.cut3r import Cut3rStep
 from recon_ros.runtimes.families.network_step import NetworkStep
 from recon_ros.runtimes.families.pair import PairStep
 from recon_ros.runtimes.families.spann3r import Spann3rStep
 
 STEPS: dict[str, type[NetworkStep]] = {
+    "compact": CompactStep,
     "cut3r": Cut3rStep,
     "dust3r": PairStep,
     "mast3r": PairStep,
     "spann3r": Spann3rStep,
 }
 
-__all__ = ["Cut3rStep", "NetworkStep", "PairStep", "Spann3rStep", "make_step"]
+__all__ = ["CompactStep", "Cut3rStep", "NetworkStep", "PairStep", "Spann3rStep", "make_step"]
 
 
 def make_step(executor: Executor, card: ModelCard) -> NetworkStep:

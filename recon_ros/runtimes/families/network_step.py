@@ -85,11 +85,14 @@ class NetworkStep(ABC):
                 f"image is {width}x{height}, not of the first one's size {self.size[0]}x{self.size[1]}, for which "
                 f"{self.card.name} was made ready",
             )
-        before = memory[GRAPH] if memory else self.executor.initial()
-        after, outputs = self.executor.step(before, image)
+        after, outputs = self.executor.step(self._before(memory, camera), image)
         if not all(np.isfinite(value).all() for name, value in outputs.items() if name.startswith(HEALTH)):
             raise InputError("network_output", f"{self.card.name} gave numbers that are not finite for this image")
         return self._tell(memory, after, outputs, camera)
+
+    def _before(self, memory: StepMemory, camera: Camera | None) -> GraphMemory:
+        """The executor's memory to step from."""
+        return memory[GRAPH] if memory else self.executor.initial()
 
     @abstractmethod
     def _tell(
