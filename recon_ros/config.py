@@ -61,6 +61,11 @@ class InputConfig:
     )
     min_depth: float = option(0.1, "Sensor depth below this is dropped", range=(0.0, 100.0), unit="m")
     max_depth: float = option(8.0, "Sensor depth above this is dropped", range=(0.1, 1000.0), unit="m")
+    mask: bool = option(
+        False,
+        "Wait for a mask with every image: pixels where it is not 0 (people, other robots) stay out of tracking and "
+        "map; an image without one is not used",
+    )
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,18 @@ class MemoryConfig:
     )
     min_rotation: float = option(0.15, "Motion gate: see min_translation", range=(0.0, 3.2), unit="rad", dynamic=True)
     points_stride: int = option(2, "Stride in pixels of the pointmaps stored with keyframes", range=(1, 16))
+    max_ram_mb: int = option(
+        600,
+        "RAM for what keyframes hold, 0.9 MB each at the defaults; beyond it those far from the camera are moved to a "
+        "disk, and memory-mapped",
+        range=(1, 1000000),
+        unit="MB",
+    )
+    spill_folder: str = option(
+        "",
+        "Folder on a disk that keyframes are moved to, in files without names that go with the process; empty takes "
+        "one for temporary files",
+    )
     max_poses: int = option(
         200000, "Poses of the trajectory kept; beyond it older ones are thinned out", range=(100, 10000000)
     )
@@ -134,6 +151,13 @@ class LoopConfig:
     enabled: bool = option(True, "Look for earlier keyframes of the place in view whenever a keyframe is made")
     candidates: int = option(
         5, "Earlier keyframes verified for a new one: those that look most alike", range=(1, 100), dynamic=True
+    )
+    again: int = option(
+        20,
+        "Pairs of keyframes that are looked at after a correction has brought them together; 0 looks at new keyframes "
+        "only",
+        range=(0, 1000),
+        dynamic=True,
     )
     min_inliers: int = option(
         20, "Points two keyframes must have in common, found in both directions", range=(10, 1000), dynamic=True
@@ -173,6 +197,11 @@ class MapConfig:
         "Keyframes that must see through a voxel, after the last that saw something there, before it goes: what has "
         "moved away leaves the map; 0 turns it off",
         range=(0, 1000),
+    )
+    level: bool = option(
+        True,
+        "Make a map level, and keep it so in its pose graph, where its first frame knows which way is down; off, the "
+        "first camera's tilt is the map's",
     )
     min_confidence: float = option(
         0.1, "Points below this confidence, relative to the maximum, stay out", range=(0.0, 1.0), dynamic=True

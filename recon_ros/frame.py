@@ -31,9 +31,13 @@ class Frame:
         depth: (H, W) float32 metres along z, registered to the image, NaN where invalid; or None.
         frame_id: name of the optical frame (z forward).
         T_odom_camera: (4, 4) pose prior from odometry at this stamp, or None. Only its increments are used.
+        mask: (H, W) bool, True where the image shows what must stay out of tracking and map (people, other robots, a
+            gripper); or None.
+        gravity: (3,) unit vector down in the camera frame, or None where nobody knows.
 
     Raises:
-        InputError: ``image``, ``depth``, ``camera`` or ``odometry`` when an array has the wrong shape or dtype.
+        InputError: ``image``, ``depth``, ``mask``, ``camera``, ``odometry`` or ``gravity`` when an array has the wrong
+            shape or dtype, or is no pose or unit vector.
     """
 
     stamp_ns: int
@@ -42,6 +46,8 @@ class Frame:
     depth: NDArray[np.float32] | None = None
     frame_id: str = "camera"
     T_odom_camera: NDArray[np.float64] | None = None
+    mask: NDArray[np.bool_] | None = None
+    gravity: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8 or self.image.size == 0:
@@ -55,6 +61,8 @@ class Frame:
                 f"depth is {self.depth.dtype} of shape {self.depth.shape}, expected float32 {size}: it must be "
                 "registered to the image (for RealSense, use aligned_depth_to_color)",
             )
+        if self.mask is not None and (self.mask.shape != size or self.mask.dtype != np.bool_):
+            raise InputError("mask", f"mask is {self.mask.dtype} of shape {self.mask.shape}, expected bool {size}")
         if self.camera is not None and (self.camera.height, self.camera.width) != size:
             raise InputError(
                 "camera",
@@ -65,6 +73,10 @@ class Frame:
             raise InputError(
                 "odometry", f"T_odom_camera is not a rigid (4, 4) pose: {np.asarray(self.T_odom_camera)!r}"
             )
+        if self.gravity is not None and not (
+            np.shape(self.gravity) == (3,) and abs(float(np.linalg.norm(self.gravity)) - 1) < 1e-3
+        ):
+            raise InputError("gravity", f"gravity is no unit vector of three numbers: {np.asarray(self.gravity)!r}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recon_ros.errors import InputError
 from recon_ros.geometry.camera import Camera
 
-__all__ = ["camera_from_message", "depth_from_message", "image_from_message", "stamp_ns"]
+__all__ = ["camera_from_message", "depth_from_message", "image_from_message", "labels_from_message", "stamp_ns"]
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
@@ -50,6 +50,14 @@ IMAGE_LAYOUTS = {
     "8UC4": _Layout("u1", 4, cv2.COLOR_BGRA2RGB),
 }
 DEPTH_LAYOUTS = {"16UC1": _Layout("u2", 1), "mono16": _Layout("u2", 1), "32FC1": _Layout("f4", 1)}
+LABEL_LAYOUTS = {
+    "mono8": _Layout("u1", 1),
+    "8UC1": _Layout("u1", 1),
+    "mono16": _Layout("u2", 1),
+    "16UC1": _Layout("u2", 1),
+}
+MAX_ASPECT_ERROR = 0.02
+"""A mask of another size than the image shows the same view only if it is as wide for its height, to rounding."""
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -109,6 +117,39 @@ def depth_from_message(msg: Any, scale: float) -> NDArray[np.float32]:
     depth = np.multiply(raw, np.float32(scale), dtype=np.float32)
     depth[raw == 0] = np.nan
     return depth
+
+
+def labels_from_message(msg: Any, width: int, height: int, kind: str = "mask") -> NDArray[Any]:
+    """The labels of a mask's pixels, of a sensor_msgs/Image or a PNG CompressedImage, one for each pixel of an image.
+
+    Args:
+        msg: mono8, 8UC1, mono16 or 16UC1; of another size than the image it is resized, nearest, for labels have no
+            mean.
+        width, height: of the image, pixels.
+        kind: what the messages and the reasons of errors call it.
+
+    Returns:
+        (height, width) uint8 or uint16, contiguous; 0 is nothing.
+
+    Raises:
+        InputError: ``encoding`` when it is none of labels; the kind's name when sizes and data do not fit or compressed
+            data cannot be decoded without loss; ``<kind>_size`` when it is not as wide for its height as the image.
+    """
+    if _is_compressed(msg):
+        labels = _compressed_labels(msg, kind)
+    else:
+        pixels = _pixels(msg, _layout(msg.encoding, LABEL_LAYOUTS, kind), kind)
+        labels = pixels.astype(pixels.dtype.newbyteorder("="), order="C")
+    rows, columns = labels.shape
+    if abs(columns * height / (rows * width) - 1) > MAX_ASPECT_ERROR:
+        raise InputError(
+            f"{kind}_size",
+            f"the {kind} is {columns}x{rows}, the image {width}x{height}: it must show the same view, whole and "
+            "undistorted by its size",
+        )
+    if (rows, columns) == (height, width):
+        return labels
+    return np.asarray(cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
 
 
 def camera_from_message(msg: Any) -> Camera:
@@ -226,6 +267,20 @@ def _compressed_depth(msg: Any) -> tuple[NDArray[Any], bool]:
         depth = a / (raw.astype(np.float32) - b)
     depth[raw == 0] = np.nan
     return depth, True
+
+
+def _compressed_labels(msg: Any, kind: str) -> NDArray[Any]:
+    """(H, W) uint8 or uint16; a JPEG is refused, for it smears labels over their outlines."""
+    data = np.frombuffer(msg.data, dtype=np.uint8)
+    is_png = data[: len(PNG_MAGIC)].tobytes() == PNG_MAGIC
+    labels = _decoded(data, cv2.IMREAD_UNCHANGED) if is_png else None
+    if labels is None or labels.ndim != 2 or labels.dtype not in (np.uint8, np.uint16):
+        raise InputError(
+            kind,
+            f"the compressed {kind} of {data.size} bytes with format '{msg.format}' is no PNG of one channel, which a "
+            f"{kind} must be: others lose what belongs to which pixel",
+        )
+    return labels
 
 
 def _decoded(data: NDArray[np.uint8], flags: int) -> NDArray[Any] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and depths of two streams brought together by their stamps.
+"""Images and depths (or images and masks, the rule is the same) of two streams brought together by their stamps.
 
 The rule is that of message_filters' ApproximateTime in its spirit, for two streams: an image takes the depth
 nearest to it within the tolerance, unless another image is nearer to that depth; an equal stamp is nearest

@@ -8,23 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import Config, flatten, leaves
 from recon_ros.errors import ConfigError, InputError, ReconError
 from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
-from recon_ros.geometry import se3, surface
+from recon_ros.geometry import gravity, se3, surface
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
+from recon_ros.geometry.preparation import Prepared, prepare
 from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
 from recon_ros.mapping import pose_graph
 from recon_ros.mapping.atlas import MAIN, Atlas, Correction
+from recon_ros.mapping.drawing import MapChanges
 from recon_ros.mapping.folder import read_map
 from recon_ros.mapping.loops import Loop
-from recon_ros.mapping.map_data import MapData, SourceFacts
+from recon_ros.mapping.map_data import MapData, SourceFacts, other_mount
 from recon_ros.memory.selection import is_keyframe
+from recon_ros.memory.spill import Usage
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes import make_source
 from recon_ros.runtimes.step import StepRuntime
@@ -48,7 +50,8 @@ def grid_for(config: Config, card: ModelCard, width: int, height: int) -> Grid:
 class Reconstructor:
     """Turns frames into a map; synchronous and deterministic, the same frames give the same bits.
 
-    The world frame is the first tracked camera's optical frame.
+    The world frame is the first tracked camera's optical frame, made level (`geometry.gravity`) where its frame knows
+    which way is down.
 
     Args:
         config: every choice there is.
@@ -116,15 +119,47 @@ class Reconstructor:
         """Forget where the camera is, not the map: time has jumped, or somebody has carried it away."""
         self._lose(None)
 
+    def hint(self, T_world_camera: NDArray[np.float64]) -> bool:
+        """Where somebody says that the camera is: when it is looked for, keyframes near there are asked before others.
+
+        Nothing is believed for it: a pose still has to be verified, and where nothing near confirms the hint, the rest
+        of the map is asked as ever. It holds until the camera is found, and goes along with odometry where there is
+        some. In a frozen map (`mode` localization) even a camera that is tracked is looked for anew.
+
+        Args:
+            T_world_camera: (4, 4).
+
+        Returns:
+            Whether it is used: not while there is no map, nor while a map grows that the camera is tracked in.
+
+        Raises:
+            InputError: ``hint`` when it is no rigid pose.
+        """
+        if not se3.is_valid(T_world_camera):
+            raise InputError("hint", f"the hint is not a rigid (4, 4) pose: {np.asarray(T_world_camera)!r}")
+        state = self.state
+        if state is State.INITIALIZING or (state is State.TRACKING and self._is_mapping):
+            return False
+        if state is State.TRACKING:
+            self.lose()
+        self._tracker.hint(T_world_camera)
+        return True
+
     def _lose(self, last_seen: int | None) -> None:
         self._begin_tracking()
         if len(self._atlas.store) > 0:
             self._tracker.lose(last_seen)
             self._frames_without_pose = self.config.tracking.lost_after
 
-    def state_of_map(self) -> MapData:
-        """The map as it is now, to be written by whoever has the time; see `mapping.folder` and `export.snapshot`."""
+    def state_of_map(self, T_base_camera: NDArray[np.float64] | None = None) -> MapData:
+        """The map as it is now, to be written by whoever has the time; see `mapping.folder` and `export.snapshot`.
+
+        `T_base_camera` (4, 4) is where the camera sits on the robot, which the map then knows; what a loaded one says
+        stands.
+        """
         card = self.source.card
+        if self._atlas.T_base_camera is None:
+            self._atlas.T_base_camera = T_base_camera
         return self._atlas.data(SourceFacts(card.name, card.family, card.weight_licence, card.is_metric))
 
     def _new_atlas(self) -> Atlas:
@@ -132,6 +167,8 @@ class Reconstructor:
 
     def _begin(self, atlas: Atlas) -> None:
         self.close()
+        if hasattr(self, "_atlas"):
+            atlas.drawing.take_the_place_of(self._atlas.drawing)
         self._atlas: Atlas = atlas
         self._focal = RunningFocal()
         self._timings: dict[str, float] = {}
@@ -159,13 +196,14 @@ class Reconstructor:
             if self._is_mapping:
                 self._follow(self._atlas.follow())
         with self._timed("prepare"):
-            image, camera, depth = self._prepare(frame)
+            given = self._prepare(frame)
         with self._timed("step"):
-            memory, prediction = self.source.step(self._memory, image, camera, depth)
-            camera, prediction = self._calibrated(camera, prediction)
+            memory, prediction = self.source.step(self._memory, given.image, given.camera, given.depth)
+            camera, prediction = self._calibrated(given.camera, prediction)
+            prediction = _without(given.mask, prediction)
             self._memory = memory
         with self._timed("track"):
-            view = View(frame.stamp_ns, image, camera, prediction, self._detector)
+            view = View(frame.stamp_ns, given.image, camera, prediction, self._detector, given.mask)
             track = self._track(view, frame)
         with self._timed("remember"):
             keyframe = self._remember(view, frame, track)
@@ -187,13 +225,27 @@ class Reconstructor:
         return self._atlas.store.keyframes
 
     @property
+    def keyframe_usage(self) -> Usage:
+        """How much of RAM and of a disk the keyframes take; the bound is `memory.max_ram_mb`."""
+        return self._atlas.store.usage
+
+    @property
     def map_version(self) -> int:
-        """Changes whenever `map_cloud` does."""
-        return self._atlas.cloud.version
+        """Changes whenever `map_cloud` does; never again what it was, also over `reset` and `load_map`."""
+        return self._atlas.drawing.version
 
     def map_cloud(self, max_points: int | None = None) -> Cloud:
-        """The world cloud derived from the keyframes, at most `max_points` (the configuration's when None)."""
-        return self._atlas.cloud.cloud(max_points)
+        """The world cloud derived from the keyframes, at most `max_points` (the configuration's when None).
+
+        Live, as far as it is drawn; `settle` waits for the rest. This, `map_version` and `map_changes` may be called
+        from any thread, and had better not be from the one that tracks: they take as long as what has changed is large.
+        """
+        return self._atlas.drawing.cloud(max_points)
+
+    def map_changes(self, since_version: int) -> MapChanges:
+        """The blocks of the world cloud that are different since a `map_version`, 0 for all; whole blocks, with no
+        limit of points. Who takes over one after the other has the cloud."""
+        return self._atlas.drawing.changes(since_version)
 
     def trajectory(self) -> Trajectory:
         """T_world_camera of every tracked frame, after all corrections; without those of a map that was loaded, and of
@@ -219,7 +271,7 @@ class Reconstructor:
 
     def _apply_to_map(self) -> None:
         self._atlas.config = self.config
-        self._atlas.cloud.set_config(self.config.map)
+        self._atlas.drawing.set_config(self.config.map)
 
     def grid(self, width: int, height: int) -> Grid:
         """The pixel grid that images of this size are processed on, with the way there and back."""
@@ -237,6 +289,30 @@ class Reconstructor:
         return len({store.submap_of(k.id) for k in store.keyframes} - {MAIN})
 
     @property
+    def placed_keyframes(self) -> tuple[Keyframe, ...]:
+        """`keyframes` without those of submaps whose place in the world is not known yet."""
+        return tuple(self._atlas.placed.values())
+
+    @property
+    def unplaced(self) -> int:
+        """Tracked frames that `trajectory` leaves out, because they are of a submap whose place is not known yet."""
+        return self._atlas.unplaced
+
+    def map_from_world(self, T_base_camera: NDArray[np.float64]) -> NDArray[np.float64]:
+        """(4, 4) T_map_world of a robot's map, z up and x ahead, whose camera sits at (4, 4) `T_base_camera`.
+
+        In the map the robot's base was first at the origin, and level: it really was where gravity is known, else it is
+        taken to have been. A loaded map keeps the frame it was made in, wherever the camera sits now; `other_mount`.
+        """
+        mount = T_base_camera if self._atlas.T_base_camera is None else self._atlas.T_base_camera
+        return gravity.level_mount(mount) if self._atlas.is_level else mount
+
+    def other_mount(self, T_base_camera: NDArray[np.float64]) -> str | None:
+        """A sentence to warn with when a loaded map was made by a camera that sat elsewhere on the robot than at
+        (4, 4) `T_base_camera`; else None."""
+        return other_mount(self._atlas.T_base_camera, T_base_camera)
+
+    @property
     def loops(self) -> tuple[Loop, ...]:
         """The loops that are believed by now."""
         return self._atlas.loops
@@ -249,21 +325,12 @@ class Reconstructor:
         after = self._atlas.store[reference_id].T_world_camera
         self._tracker.follow(after @ se3.inverse(correction.before[reference_id]))
 
-    def _prepare(self, frame: Frame) -> tuple[NDArray[np.uint8], Camera | None, NDArray[np.float32] | None]:
-        """Image, camera and depth undistorted and on the source's grid."""
-        image, camera, depth = frame.image, frame.camera, frame.depth
-        height, width = image.shape[:2]
+    def _prepare(self, frame: Frame) -> Prepared:
+        """The frame undistorted and on the source's grid."""
+        height, width = frame.image.shape[:2]
         if min(width, height) < MIN_SIZE:
             raise InputError("image", f"the image is {width}x{height}, at least {MIN_SIZE} is needed")
-        if camera is not None and camera.is_distorted:
-            map_x, map_y = camera.undistort_maps()
-            image = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR)
-            if depth is not None:
-                depth = cv2.remap(depth, map_x, map_y, cv2.INTER_NEAREST, borderValue=float("nan"))
-            camera = camera.undistorted()
-        grid = self.grid(width, height)
-        on_grid = None if camera is None else grid.camera(camera)
-        return grid.image(image), on_grid, None if depth is None else grid.depth(depth)
+        return prepare(frame, self.grid(width, height))
 
     def _calibrated(self, camera: Camera | None, prediction: Prediction) -> tuple[Camera, Prediction]:
         """The points on the camera's rays; where K is unknown, on those of the focal length they imply."""
@@ -285,9 +352,9 @@ class Reconstructor:
                 view, self._atlas.store, T_odom_camera, trusted, self._atlas.places, self._atlas.connected
             )
             if track is None and self._is_astray and self._can_begin(view):
-                track = self._begin_map(view, T_odom_camera)
+                track = self._begin_map(view, T_odom_camera, frame.gravity)
         elif self._can_begin(view):
-            track = self._begin_map(view, T_odom_camera)
+            track = self._begin_map(view, T_odom_camera, frame.gravity)
         else:
             return None
         self._frames_without_pose = 0 if track is not None else self._frames_without_pose + 1
@@ -304,11 +371,22 @@ class Reconstructor:
         located = int(np.count_nonzero(view.features.located))
         return self._is_mapping and located >= 2 * self.config.tracking.min_inliers
 
-    def _begin_map(self, view: View, T_odom_camera: NDArray[np.float64] | None) -> Track:
-        """Start a map, or a submap where the camera may be; a loop will tell where it really is."""
+    def _begin_map(
+        self, view: View, T_odom_camera: NDArray[np.float64] | None, down: NDArray[np.float64] | None
+    ) -> Track:
+        """Start a map, or a submap where the camera may be; a loop will tell where it really is.
+
+        A map is level where its first frame knows (3,) `down`, and then its submaps are, too.
+        """
         store, information = self._atlas.store, np.eye(6) * 1e12
         submap = store.new_submap() if len(store) else 0
         T_world_camera = self._tracker.expected(view, T_odom_camera)
+        if not len(store) and down is not None and self.config.map.level:
+            self._atlas.is_level = True
+            T_world_camera = se3.make(gravity.level(down), np.zeros(3))
+        elif self._atlas.is_level and down is not None:
+            upright = gravity.towards_down(T_world_camera[None], down)[0]
+            T_world_camera = se3.make(upright @ T_world_camera[:3, :3], T_world_camera[:3, 3])
         self._tracker.begin(view, T_world_camera, T_odom_camera, submap)
         return Track(T_world_camera, store.next_id, 0.0, 0, 0.0 if submap else 1.0, information)
 
@@ -319,14 +397,15 @@ class Reconstructor:
         keyframe = None
         is_known = track.reference_id in self._atlas.store
         if self._is_mapping and (not is_known or self._is_new(view, track)):
-            keyframe = self._keyframe(view, frame, track.T_world_camera)
+            keyframe = self._keyframe(view, frame, track.T_world_view)
             reference_id = track.reference_id if is_known else None
             descriptor, uninterrupted = view.prediction.descriptor, not self._tracker.was_interrupted
-            self._atlas.add(keyframe, reference_id, track.information, descriptor, uninterrupted)
+            self._atlas.add(keyframe, reference_id, track.information, descriptor, uninterrupted, frame.gravity)
         reference = keyframe or self._atlas.store[track.reference_id]
         self._reference_id = reference.id
         T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
         self._atlas.path.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
+        self._atlas.store.stay_by(reference.id)
         return keyframe
 
     @property
@@ -334,14 +413,14 @@ class Reconstructor:
         return self.config.mode == "mapping"
 
     def _is_new(self, view: View, track: Track) -> bool:
-        T_reference_camera = se3.inverse(self._atlas.store[track.reference_id].T_world_camera) @ track.T_world_camera
+        T_reference_camera = se3.inverse(self._atlas.store[track.reference_id].T_world_camera) @ track.T_world_view
         return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
 
     def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
         stride = self.config.memory.points_stride
         prediction = view.prediction
         strided = (slice(stride // 2, None, stride),) * 2
-        points = prediction.points_self[strided].astype(np.float16)
+        points = view.points[strided].astype(np.float16)
         height, width = points.shape[:2]
         window = view.camera.cropped(stride // 2, stride // 2, width * stride, height * stride)
         K = window.K.copy()
@@ -392,3 +471,10 @@ class Reconstructor:
             yield
         finally:
             self._timings[stage] = (time.perf_counter() - start) * 1e3
+
+
+def _without(mask: NDArray[np.bool_] | None, prediction: Prediction) -> Prediction:
+    """Confidence 0 where an (h, w) mask excludes; the points stay, for who wants them all the same."""
+    if mask is None:
+        return prediction
+    return replace(prediction, confidence=np.where(mask, np.float32(0), prediction.confidence))

@@ -40,7 +40,8 @@ def made_up(keyframes: int = 4, scale_drifts: bool = True) -> MapData:
         keyframe = make_keyframe(2 * i, scaled, camera=camera)
         keyframe.points[0, 0] = np.nan
         made.append(replace(keyframe, features=features, frame_id=("left", "right")[i % 2]))
-        graph.add_node(2 * i, scaled)
+        down = rng.normal(size=3)
+        graph.add_node(2 * i, scaled, down / np.linalg.norm(down) if i % 2 else None)
         if i:
             a = made[i - 1]
             T_a_b = se3.inverse(a.T_world_camera) @ scaled
@@ -60,6 +61,8 @@ def made_up(keyframes: int = 4, scale_drifts: bool = True) -> MapData:
         rejected=frozenset({max(loops)}),
         path=log.rows(),
         source=replace(DEPTH, is_metric=not scale_drifts),
+        is_level=True,
+        T_base_camera=random_pose(rng),
     )
 
 

@@ -109,6 +109,7 @@ def result(end_error: float, **changes: object) -> dict:
         "walls": {"p95": 0.02},
         "loops": {"false": 0},
         "block_ms": {"max": 5.0},
+        "cloud_ms": {"max": 0.1},
         **changes,
     }
 
@@ -120,7 +121,8 @@ def test_each_bound_of_the_loops_can_break():
         (result(0.2), "5.0 times"),
         (result(0.05, walls={"p95": 0.06}), "6.0 cm"),
         (result(0.05, loops={"false": 1}), "1 false"),
-        (result(0.05, block_ms={"max": 21.0}), "21 ms"),
+        (result(0.05, block_ms={"max": 21.0}), "21 ms for the graph"),
+        (result(0.05, cloud_ms={"max": 21.0}), "21 ms for the cloud"),
     ):
         (sentence,) = loops.broken_bounds({"without": before, "live": broken})
         assert word in sentence

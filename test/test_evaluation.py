@@ -279,6 +279,7 @@ def a_report(ate: dict | None = None) -> dict:
         keyframes=7,
         loops=1,
         metric_scale=True,
+        unplaced=4,
         ate=ate,
     )
 
@@ -289,6 +290,7 @@ def test_report_has_the_promised_keys_and_values(tmp_path: Path) -> None:
     back = json.loads((tmp_path / "report.json").read_text())
     assert back == report
     assert (back["frames"], back["processed"], back["tracked"], back["dropped"]) == (105, 100, 90, 3)
+    assert back["unplaced"] == 4
     assert back["skipped"] == {"encoding": 2}
     assert back["latency_ms"] == {"p50": 50.5, "p95": 95.05, "p99": 99.01}
     assert back["stages_ms"] == {"track": 2.5}
@@ -318,7 +320,7 @@ def test_report_of_nothing_is_still_a_report(tmp_path: Path) -> None:
 def test_printed_report_says_what_matters() -> None:
     text = StringIO()
     print_report(a_report(evaluate_trajectory(noisy(drive(), 0.05), drive())), Console(file=text, width=110))
-    for words in ("100 processed", "2 × encoding", "ATE rmse", "50.5 / 9", "coverage"):
+    for words in ("100 processed", "2 × encoding", "ATE rmse", "50.5 / 9", "coverage", "4 tracked in submaps"):
         assert words in text.getvalue()
 
 

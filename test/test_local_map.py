@@ -14,7 +14,6 @@ from recon_ros.geometry.two_view import Verified
 from recon_ros.mapping.atlas import Atlas
 from recon_ros.mapping.loops import LoopDetector
 from recon_ros.mapping.pose_graph import Edge, PoseGraph
-from recon_ros.memory.places import Candidate
 from recon_ros.memory.store import KeyframeStore
 from recon_ros.tracking.tracker import Tracker
 
@@ -115,10 +114,6 @@ def test_two_sparse_laps_attest_their_loops(monkeypatch: pytest.MonkeyPatch, off
         T = se3.inverse(poses[a.id]) @ poses[b.id] @ aside(wrong)  # type: ignore[attr-defined]
         return Verified(T, np.eye(6), 50, 0.5)
 
-    class Index:
-        def query(self, *_: object) -> list[Candidate]:
-            return [Candidate(1, 1.0)]
-
     monkeypatch.setattr(LoopDetector, "_verify", verified)
-    loops = LoopDetector(Config()).detect(store[13], store, Index())  # type: ignore[arg-type]
+    loops = LoopDetector(Config()).detect(store[13], store, [1])
     assert [(loop.a, loop.b, loop.evidence) for loop in loops] == ([(1, 13, (12,))] if found else [])

@@ -11,10 +11,11 @@ from revisits import room_keyframe, room_view, turning
 from textured_room import TexturedRoom
 
 from recon_ros.config import Config, updated
+from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import Side, Verified, VerifySettings, verify
 from recon_ros.mapping import loops as loops_module
-from recon_ros.mapping.loops import Loop, LoopDetector
+from recon_ros.mapping.loops import Loop, LoopDetector, candidates
 from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.store import KeyframeStore
 from recon_ros.tracking.relocalize import relocalize
@@ -51,13 +52,15 @@ def mapped(views: list[View], count: int, metres_per_step: float = 0.004) -> tup
     return store, index
 
 
-def detector(**options: object) -> LoopDetector:
-    return LoopDetector(updated(Config(), {f"loops.{name}": value for name, value in options.items()}))
+def detect(keyframe: Keyframe, store: KeyframeStore, index: PlaceIndex, **options: object) -> list[Loop]:
+    """The loops that end in a keyframe, among those that look like it."""
+    config = updated(Config(), {f"loops.{name}": value for name, value in options.items()})
+    return LoopDetector(config).detect(keyframe, store, candidates(keyframe, store, index, config.loops))
 
 
 def found(views: list[View], count: int, metres_per_step: float = 0.004, **options: object) -> list[Loop]:
     store, index = mapped(views, count, metres_per_step)
-    return detector(**options).detect(store.keyframes[-1], store, index)
+    return detect(store.keyframes[-1], store, index, **options)
 
 
 def assert_true(loops: list[Loop]) -> None:
@@ -97,8 +100,8 @@ def test_neighbours_in_time_are_no_loops() -> None:
         T = turning(step, 60)
         store.add(room_keyframe(step, room_view(room, T), T))
         index.add(step, store[step].features)
-    assert detector(exclusion=1).detect(store[3], store, index)  # all see the same
-    assert detector(exclusion=3).detect(store[3], store, index) == []
+    assert detect(store[3], store, index, exclusion=1)  # all see the same
+    assert detect(store[3], store, index, exclusion=3) == []
 
 
 def test_turned_off(views: list[View]) -> None:
@@ -115,16 +118,16 @@ def torn(views: list[View], metres: float) -> tuple[KeyframeStore, PlaceIndex]:
 
 def test_a_correction_out_of_proportion_is_not_believed(views: list[View]) -> None:
     store, index = torn(views, 3.0)
-    assert detector(max_drift=0.1).detect(store[STEPS + 1], store, index) == []
-    assert_true(loops := detector(max_drift=1.0).detect(store[STEPS + 1], store, index))
+    assert detect(store[STEPS + 1], store, index, max_drift=0.1) == []
+    assert_true(loops := detect(store[STEPS + 1], store, index, max_drift=1.0))
     assert loops
 
 
 def test_maps_without_common_frame_may_be_joined_by_any_correction(views: list[View]) -> None:
     store, index = torn(views, 50.0)
-    components = [set(range(8)), set(range(8, STEPS + 2))]
-    loops = detector().detect(store[STEPS + 1], store, index, components=components)
-    assert loops and {loop.a for loop in loops} <= components[0]
+    store.split([range(8), range(8, STEPS + 2)])
+    loops = detect(store[STEPS + 1], store, index)
+    assert loops and {loop.a for loop in loops} <= set(range(8))
     assert_true(loops)
 
 
@@ -134,7 +137,7 @@ def test_one_witness_is_needed(views: list[View]) -> None:
     for step in range(1, STEPS):
         store.remove(step)
         index.remove(step)
-    assert detector(exclusion=1).detect(store.keyframes[-1], store, index) == []
+    assert detect(store.keyframes[-1], store, index, exclusion=1) == []
 
 
 def test_a_wrong_verification_finds_no_witness(views: list[View], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +151,10 @@ def test_a_wrong_verification_finds_no_witness(views: list[View], monkeypatch: p
             return replace(verified, T_a_b=verified.T_a_b @ se3.exp(np.array([1.0, 0, 0, 0, 0, 0])))
         return verified
 
-    only = detector(candidates=1, max_drift=1.0)
-    assert [loop.a for loop in only.detect(store[STEPS], store, index)] == [0]
+    only = {"candidates": 1, "max_drift": 1.0}
+    assert [loop.a for loop in detect(store[STEPS], store, index, **only)] == [0]
     monkeypatch.setattr(loops_module, "verify", fooled)
-    assert only.detect(store[STEPS], store, index) == []
+    assert detect(store[STEPS], store, index, **only) == []
 
 
 def test_answers_that_contradict_each_other_are_all_dropped(views: list[View]) -> None:
@@ -168,10 +171,10 @@ def test_answers_that_contradict_each_other_are_all_dropped(views: list[View]) -
             add(views[step], se3.make(np.eye(3), np.array([metres, 0.0, 0.0])) @ true_pose(step))
     add(views[STEPS // 2], se3.make(np.eye(3), np.array([0.0, 0.0, 40.0])))
     last = add(views[STEPS], true_pose(0))
-    assert detector(exclusion=1).detect(store[last], store, index) == []
+    assert detect(store[last], store, index, exclusion=1) == []
     for step in range(3, 6):
         index.remove(step)
-    loops = detector(exclusion=1).detect(store[last], store, index)
+    loops = detect(store[last], store, index, exclusion=1)
     assert loops and {loop.a for loop in loops} <= {0, 1, 2}
 
 
@@ -181,14 +184,14 @@ def test_another_room_closes_nothing(views: list[View]) -> None:
     for step in range(STEPS, STEPS + 3):
         store.add(room_keyframe(step, room_view(other, true_pose(step)), drifted(step, 0.0)))
         index.add(step, store[step].features)
-        assert detector().detect(store[step], store, index) == []
+        assert detect(store[step], store, index) == []
 
 
 def test_candidates_the_store_has_not_are_passed_over(views: list[View]) -> None:
     store, index = mapped(views, STEPS + 2)
     for step in range(4):
         store.remove(step)
-    assert all(loop.a in store for loop in detector().detect(store.keyframes[-1], store, index))
+    assert all(loop.a in store for loop in detect(store.keyframes[-1], store, index))
 
 
 # --- lost and found

@@ -26,7 +26,7 @@ from recon_ros.frame import Camera, Frame, State
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import VerifySettings
 from recon_ros.mapping import folder_swap
-from recon_ros.mapping.folder import DATA_FILES, MANIFEST, read_map, write_manifest
+from recon_ros.mapping.folder import DATA_FILES, MANIFEST, VERSION, read_map, write_manifest
 from recon_ros.mapping.map_data import MapData
 from recon_ros.mapping.merge import merge
 from recon_ros.memory.places import PlaceIndex
@@ -53,7 +53,7 @@ def assert_same(a: MapData, b: MapData) -> None:
     for i, descriptor in a.descriptors.items():
         np.testing.assert_array_equal(descriptor, b.descriptors[i])
     assert (a.graph.scale_drifts, a.graph.drift) == (b.graph.scale_drifts, b.graph.drift)
-    for name in ("ids", "poses", "edges"):
+    for name in ("ids", "poses", "edges", "gravity"):
         np.testing.assert_array_equal(getattr(a.graph, name), getattr(b.graph, name), name)
     assert a.loops.keys() == b.loops.keys() and a.rejected == b.rejected
     for edge, loop in a.loops.items():
@@ -67,7 +67,8 @@ def assert_same(a: MapData, b: MapData) -> None:
         np.testing.assert_array_equal(loop.T_a_b, other_loop.T_a_b)
         np.testing.assert_array_equal(loop.information, other_loop.information)
     np.testing.assert_array_equal(a.path, b.path)
-    assert (a.next_id, a.source) == (b.next_id, b.source)
+    assert (a.next_id, a.source, a.is_level) == (b.next_id, b.source, b.is_level)
+    np.testing.assert_array_equal(a.T_base_camera, b.T_base_camera)
 
 
 # -- the folder --------------------------------------------------------------------------------------------------
@@ -154,6 +155,7 @@ def resealed(folder: Path, **changes: object) -> None:
         ("features.npy", "pixel", np.nan),
         ("nodes.npy", "id", 7),
         ("nodes.npy", "T_world_camera", np.inf),
+        ("nodes.npy", "gravity", 1.0),
         ("edges.npy", "a", 99),
         ("edges.npy", "kind", 3),
         ("edges.npy", "information", np.nan),
@@ -185,10 +187,13 @@ def test_arrays_that_are_none_are_refused(tmp_path: Path, name: str) -> None:
 
 def test_other_versions_and_other_folders_are_refused(tmp_path: Path) -> None:
     folder = save(made_up(), tmp_path / "map")
-    resealed(folder, version=2)
-    with pytest.raises(ReconError, match="version 2"):
+    resealed(folder, version=VERSION + 1)
+    with pytest.raises(ReconError, match=f"version {VERSION + 1}"):
         read_map(folder)
-    resealed(folder, version=1, frames="x")
+    resealed(folder, version=VERSION, T_base_camera=[[0.0] * 4] * 4)
+    with pytest.raises(ReconError, match=r"map\.json.*T_base_camera"):
+        read_map(folder)
+    resealed(folder, T_base_camera=None, frames="x")
     with pytest.raises(ReconError, match=r"keyframes\.npy|map\.json"):
         read_map(folder)
     with pytest.raises(ReconError, match="no map folder"):

@@ -209,11 +209,18 @@ def test_recon_run_says_what_to_fetch(tmp_path: Path, monkeypatch: pytest.Monkey
     assert len([line for line in result.stderr.splitlines() if line.startswith("error:")]) == 1
 
 
-def test_a_correction_leaves_a_networks_memory_as_it_is() -> None:
-    """Only the increments of a network's poses are used: the whole map may move, the network goes on undisturbed."""
+def taken(oracle: Oracle) -> Reconstructor:
+    return Reconstructor(Config(), oracle)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+@pytest.mark.parametrize("tells_pose", [True, False])
+def test_a_correction_leaves_a_networks_memory_as_it_is(tells_pose: bool, scale: float) -> None:
+    """Only the increments of a network's poses are used, in the map's unit: the whole map may move and shrink, the
+    network goes on undisturbed."""
     pytest.importorskip("gtsam", reason="needs gtsam")
-    plain, moved = Reconstructor(Config(), Oracle()), Reconstructor(Config(), Oracle())
-    G = se3.make(se3.exp(np.array([0, 0, 0, 0.1, -0.3, 0.2]))[:3, :3], [2.0, -1.0, 0.5])
+    plain, moved = taken(Oracle(tells_pose)), taken(Oracle(tells_pose))
+    G = se3.make(se3.exp(np.array([0, 0, 0, 0.1, -0.3, 0.2]))[:3, :3], [2.0, -1.0, 0.5], scale)
     for i in range(COUNT):
         expected = plain.process(frame(i))
         if i == COUNT // 2:
@@ -223,8 +230,29 @@ def test_a_correction_leaves_a_networks_memory_as_it_is() -> None:
             moved._follow(Correction(before))
         update = moved.process(frame(i))
         assert update.T_world_camera is not None and expected.T_world_camera is not None
-        T_expected = G @ expected.T_world_camera if i >= COUNT // 2 else expected.T_world_camera
+        T_expected = se3.rigid(G @ expected.T_world_camera) if i >= COUNT // 2 else expected.T_world_camera
         np.testing.assert_allclose(update.T_world_camera, T_expected, atol=2e-3)
         # The same images and memories in, the same out: to the bit.
         np.testing.assert_array_equal(update.prediction.points_self, expected.prediction.points_self)
     assert moved._memory == plain._memory == COUNT
+    for keyframe in moved.keyframes:  # the new ones as well
+        assert se3.scale_of(keyframe.T_world_camera) == pytest.approx(scale, rel=0.01)
+
+
+def test_a_network_whose_unit_drifts_is_held_to_the_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frame's points are 1 % larger than those of the one before."""
+    monkeypatch.setattr("recon_ros.reconstructor.is_keyframe", lambda *_: True)
+
+    class Swelling(Oracle):
+        def step(self, memory: int, *arguments: Any) -> tuple[int, Prediction]:
+            after, prediction = super().step(memory, *arguments)
+            return after, replace(prediction, points_self=np.float32(1.01**memory) * prediction.points_self)
+
+    r = taken(Swelling(tells_pose=False))
+    for i in range(COUNT):
+        assert r.process(frame(i)).T_world_camera is not None
+    assert position_errors(r).max() < 0.03
+    expected = [1.01**-i for i in range(COUNT)]
+    np.testing.assert_allclose([se3.scale_of(k.T_world_camera) for k in r.keyframes], expected, rtol=0.01)
+    blank = r.process(frame(COUNT, blank=True))
+    assert blank.T_world_camera is None

@@ -29,7 +29,7 @@ CODE = torch.randn(3, 24, generator=torch.Generator().manual_seed(5)) * 6.0
 @pytest.fixture(scope="module")
 def network() -> Compact:
     torch.manual_seed(0)
-    return Compact(CompactConfig(encoder="scratch")).eval()
+    return Compact(CompactConfig(encoder="scratch", match_dim=24)).eval()
 
 
 def features_of(points: torch.Tensor) -> torch.Tensor:
@@ -167,7 +167,7 @@ def test_a_correction_applies_to_memory(network: Compact, scale: float) -> None:
 
 def test_a_whole_step_is_finite_and_has_gradients() -> None:
     torch.manual_seed(3)
-    network = Compact(CompactConfig(encoder="scratch"))
+    network = Compact(CompactConfig(encoder="scratch", match_dim=24))
     memory, total = network.empty(2), torch.zeros(())
     cameras = K.expand(2, 4)
     for _ in range(3):

@@ -495,7 +495,7 @@ def test_the_keyframe_bound_holds_and_the_path_survives() -> None:
     # What the evicted ones put into the map is gone: what is left is what the four have seen.
     expected = reconstructor()
     for keyframe in r.keyframes:
-        expected._atlas.cloud.add(keyframe)
+        expected._atlas.drawing.draw(keyframe)
     assert r.map_cloud().points.tobytes() == expected.map_cloud().points.tobytes()
 
 

@@ -73,8 +73,9 @@ def test_a_submap_is_joined_to_the_map_where_they_meet() -> None:
     # The walk is a turn on 0.4 m: before it was joined, the submap was off by as much as the camera had been carried.
     assert worst_error(r, steps) < 0.05
     assert r.submaps == 0
-    assert len(r.trajectory()) == len(steps), "nothing mapped is lost"
-    assert r._atlas.cloud.version and set(r._atlas.placed) == {k.id for k in r.keyframes}
+    assert len(r.trajectory()) == len(steps) and r.unplaced == 0, "nothing mapped is lost"
+    assert len(r.state_of_map().trajectory()) == len(steps)
+    assert all(k.id in r._atlas.placed and k.id in r._atlas.drawing for k in r.keyframes)
 
 
 def test_what_does_not_meet_stays_apart() -> None:
@@ -83,6 +84,13 @@ def test_what_does_not_meet_stays_apart() -> None:
     assert all(u.T_world_camera is not None for u in updates[-10:]), "tracking goes on all the same"
     # Where it lies nobody knows: neither the path nor the cloud of the world says anything of it.
     assert len(r.trajectory()) == 9 and worst_error(r, steps[:9]) < 0.05
+    assert r.unplaced == len(steps) - 9 > 0
+    # Nor does what is saved for others, while all of it is kept for the day when the two meet.
+    data = r.state_of_map()
+    assert data.unplaced == r.unplaced and len(data.path) == len(steps) and len(data.keyframes) == len(r.keyframes)
+    np.testing.assert_array_equal(data.trajectory().stamps_ns, r.trajectory().stamps_ns)
+    assert data.keyframe_trajectory().stamps_ns.tolist() == [k.stamp_ns for k in r.placed_keyframes]
+    assert len(r.placed_keyframes) < len(r.keyframes)
     first = Reconstructor(updated(Config(), OPTIONS))
     for number in range(9):
         first.process(seen(number, number))

@@ -93,7 +93,8 @@ class Demo:
     def _play(self, reader: BagReader, rehearsal: Rehearsal, node: NodeProcess) -> RunRecord:
         """Play the recording to the node and wait until it has answered; its memory over that time is recorded."""
         depth = reader.topics.depth if reader.use_depth else None
-        wanted = [t for t in (reader.topics.image, reader.topics.camera_info, depth) if t]
+        mask = reader.topics.mask if self._config.input.mask else None
+        wanted = [t for t in (reader.topics.image, reader.topics.camera_info, depth, mask) if t]
         rehearsal.advertise({topic: reader.message_type(topic) for topic in wanted}, node.check)
         record = RunRecord(node.pid)
         with self._progress() as progress:
@@ -211,7 +212,7 @@ def node_parameters(config: Config, topics: Topics) -> dict[str, Any]:
 
 def remappings(topics: Topics) -> dict[str, str]:
     """The node's inputs to the recording's topics; a transport's suffix is the node's to add."""
-    given = {"image": topics.image, "camera_info": topics.camera_info, "depth": topics.depth}
+    given = {"image": topics.image, "camera_info": topics.camera_info, "depth": topics.depth, "mask": topics.mask}
     return {
         name: topic.removesuffix(COMPRESSED[1]).removesuffix(COMPRESSED[0]) for name, topic in given.items() if topic
     }

@@ -12,6 +12,7 @@ from recon_ros.cli.engine import engine
 from recon_ros.cli.maps import maps
 from recon_ros.cli.models import models
 from recon_ros.cli.spoken import spoken_errors
+from recon_ros.cli.train import train
 
 app = typer.Typer(
     name="recon",
@@ -23,6 +24,7 @@ app = typer.Typer(
 app.add_typer(models, name="models")
 app.add_typer(engine, name="engine")
 app.add_typer(maps, name="map")
+app.add_typer(train, name="train")
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file of options", show_default=False)]
 Settings = Annotated[
@@ -32,6 +34,10 @@ Settings = Annotated[
 ImageTopic = Annotated[str | None, typer.Option(help="Image topic; found by type when not given", show_default=False)]
 InfoTopic = Annotated[str | None, typer.Option("--camera-info-topic", help="Its CameraInfo topic", show_default=False)]
 DepthTopic = Annotated[str | None, typer.Option(help="Depth topic, registered to the image", show_default=False)]
+MaskTopic = Annotated[
+    str | None,
+    typer.Option(help="Masks of what to leave out (not 0); sets input.mask", show_default=False),
+]
 TruthTopic = Annotated[str | None, typer.Option("--ground-truth-topic", help="True camera poses", show_default=False)]
 
 
@@ -62,6 +68,7 @@ def run(
     image_topic: ImageTopic = None,
     camera_info_topic: InfoTopic = None,
     depth_topic: DepthTopic = None,
+    mask_topic: MaskTopic = None,
     ground_truth_topic: TruthTopic = None,
 ) -> None:
     """Reconstruct a recording offline: every frame, in order, the same result each time."""
@@ -74,9 +81,11 @@ def run(
             camera_info=camera_info_topic,
             depth=depth_topic,
             ground_truth=ground_truth_topic,
+            mask=mask_topic,
         )
         chosen = [*(settings or []), *(["loops.enabled=false"] if no_loops else [])]
         chosen += [] if map_folder is None else [f"map.load={map_folder}"]
+        chosen += [] if mask_topic is None else ["input.mask=true"]
         chosen_config = resolve(config, chosen, source)
         Offline(recording, out, chosen_config, topics, save_depth, evaluate_map, save_map, mesh).run()
 
@@ -97,6 +106,7 @@ def demo(
     image_topic: ImageTopic = None,
     camera_info_topic: InfoTopic = None,
     depth_topic: DepthTopic = None,
+    mask_topic: MaskTopic = None,
     ground_truth_topic: TruthTopic = None,
 ) -> None:
     """Run the live node over DDS on a recording, and show what it published."""
@@ -110,8 +120,10 @@ def demo(
             camera_info=camera_info_topic,
             depth=depth_topic,
             ground_truth=ground_truth_topic,
+            mask=mask_topic,
         )
-        Demo(out, bag, resolve(config, settings or [], None), topics, rate).run()
+        chosen = [*(settings or []), *([] if mask_topic is None else ["input.mask=true"])]
+        Demo(out, bag, resolve(config, chosen, None), topics, rate).run()
 
 
 def main() -> None:

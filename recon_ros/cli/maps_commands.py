@@ -100,7 +100,7 @@ def _config_of(folder: Path, settings: list[str]) -> Config:
 
 def _cloud(data: MapData, config: Config) -> Cloud:
     cloud = VoxelMap(config.map)
-    for keyframe in data.keyframes:
+    for keyframe in data.placed.values():
         cloud.add(keyframe)
     return cloud.cloud()
 

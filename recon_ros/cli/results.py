@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,12 @@ def warn(console: Console, text: str) -> None:
 
 
 def true_frames(recording: Path, topics: Topics, config: InputConfig) -> Iterator[Frame]:
-    """The recording's frames with their depth, whatever a run takes of them."""
+    """The recording's frames with their depth, whatever a run takes of them; without what masks leave out of it."""
     with BagReader(recording, topics, config) as reader:
-        yield from reader.frames()
+        for frame in reader.frames():
+            if frame.mask is not None and frame.depth is not None:
+                frame = replace(frame, depth=np.where(frame.mask, np.float32(np.nan), frame.depth))
+            yield frame
 
 
 def _judge(results: Results, report: dict[str, Any], frames: Iterable[Frame] | None) -> None:

@@ -195,7 +195,7 @@ class Offline:
         if self._save_map is not None:
             snapshot = Snapshot(reconstructor.state_of_map(), reconstructor.map_cloud(), nested(self._config))
             write_snapshot(snapshot, self._save_map)
-        keyframes = reconstructor.keyframes
+        keyframes = reconstructor.placed_keyframes
         write_tum(self._out / "trajectory_live.tum", reconstructor.live_trajectory())
         write_tum(
             self._out / "keyframes.tum",
@@ -222,9 +222,10 @@ class Offline:
             source=self._config.source,
             runtime=reconstructor.source.runtime,
             config=self._config,
-            keyframes=len(keyframes),
+            keyframes=len(reconstructor.keyframes),
             loops=len(reconstructor.loops),
             metric_scale=reconstructor.source.card.is_metric,
+            unplaced=reconstructor.unplaced,
         )
         report["frames"] = self._images  # of what was skipped some are depths and calibrations
         has_truth = self._evaluate_map and reader.topics.depth and reader.topics.camera_info

@@ -22,6 +22,7 @@ from recon_ros.geometry.camera import Camera
 IMAGE_TOPIC = "/camera/color/image_raw"
 CAMERA_INFO_TOPIC = "/camera/color/camera_info"
 DEPTH_TOPIC = "/camera/aligned_depth_to_color/image_raw"
+MASK_TOPIC = "/camera/color/mask"
 TRUTH_TOPIC = "/ground_truth/pose"
 JPEG_QUALITY = 95
 DEPTH_UNIT = 0.001  # metres of one count of a 16UC1 image
@@ -71,7 +72,7 @@ class BagWriter:
         self._writer.__exit__(kind, error, traceback)
 
     def write(self, frame: Frame) -> None:
-        """Image, camera_info and depth of one frame, all with its stamp; what it has not is left out."""
+        """Image, camera_info, depth and mask of one frame, all with its stamp; what it has not is left out."""
         header = self._header(frame.stamp_ns, frame.frame_id)
         if self._compressed:
             self._send(IMAGE_TOPIC + "/compressed", frame.stamp_ns, self._jpeg(header, frame.image))
@@ -81,6 +82,8 @@ class BagWriter:
             self._send(CAMERA_INFO_TOPIC, frame.stamp_ns, self._camera_info(header, frame.camera))
         if frame.depth is not None:
             self._send(DEPTH_TOPIC, frame.stamp_ns, self._image(header, millimetres(frame.depth), "16UC1"))
+        if frame.mask is not None:
+            self._send(MASK_TOPIC, frame.stamp_ns, self._image(header, frame.mask * np.uint8(255), "mono8"))
 
     def write_truth(self, stamp_ns: int, T_world_camera: NDArray[np.float64]) -> None:
         """The true pose of the optical frame in `world`."""

@@ -36,7 +36,7 @@ class BagReader:
     Args:
         path: file or folder.
         topics: those that are None are found; see `topics.find_topics` for how.
-        config: how frames are prepared.
+        config: how frames are prepared; with `mask`, each waits for its mask.
         use_depth: pair images with depth. False ignores depth topics.
         tolerance_ns: largest stamp difference of an image and its depth.
         require_camera: refuse a recording without camera_info.
@@ -45,7 +45,7 @@ class BagReader:
         topics: the topics in use.
 
     Raises:
-        DatasetError: when there is no recording, or it lacks images or the depth or calibration asked for.
+        DatasetError: when there is no recording, or it lacks images or the depth, mask or calibration asked for.
     """
 
     def __init__(
@@ -117,8 +117,9 @@ class BagReader:
         first_info = self._recording.first(camera_info) if camera_info else None
         if first_info is not None:
             self._intake.on_camera_info(first_info)
-        wanted = [image, camera_info, depth if self.use_depth else None]
-        take_in = {image: self._intake.on_image, depth: self._intake.on_depth}
+        mask = self.topics.mask if self._config.mask else None
+        wanted = [image, camera_info, depth if self.use_depth else None, mask]
+        take_in = {image: self._intake.on_image, depth: self._intake.on_depth, mask: self._intake.on_mask}
         for topic, msg in self._recording.objects([topic for topic in wanted if topic]):
             if msg is None:
                 self._unreadable += 1
@@ -166,6 +167,8 @@ class BagReader:
         has = f"'{self.path}' has {describe(self._recording)}"
         if self.use_depth and not self.topics.depth:
             raise DatasetError(f"no depth topic found: {has}; name it, or reconstruct without depth")
+        if self._config.mask and not self.topics.mask:
+            raise DatasetError(f"no mask topic found: {has}; name it, or set input.mask to false")
         if self._require_camera and not self.topics.camera_info:
             raise DatasetError(f"no camera_info topic found: {has}")
 

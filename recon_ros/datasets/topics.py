@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which topics of a recording are the image, its calibration, its depth and the ground truth."""
+"""Which topics of a recording are the image, its calibration, its depth, its mask and the ground truth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from recon_ros.datasets.storage import Recording
 from recon_ros.errors import DatasetError, InputError
-from recon_ros.messages import depth_from_message, image_from_message
+from recon_ros.messages import LABEL_LAYOUTS, depth_from_message, image_from_message
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 CAMERA_INFO_TYPE = "sensor_msgs/msg/CameraInfo"
@@ -25,6 +25,8 @@ TRANSPORTS = ("compressed", "compressedDepth")
 # Pictures that are no photographs, and those a dot projector draws on: taken only when there is nothing else.
 LESSER = re.compile(r"infra|(^|[/_])ir\d?([/_]|$)|thermal|confidence|mask|label|segment|disparity|debug|rviz", re.I)
 COLOUR = re.compile(r"colou?r|rgb", re.I)
+MASK = re.compile(r"(^|[/_])masks?([/_]|$)", re.I)
+OBJECT = re.compile(r"object", re.I)
 GROUND_TRUTH = re.compile(r"ground_?truth|(^|[/_])gt([/_]|$)", re.I)
 
 
@@ -38,12 +40,14 @@ class Topics:
         depth: Image (16UC1, 32FC1) or CompressedImage (PNG, ``compressedDepth``), registered to the image.
         ground_truth: a topic of `POSE_TYPES`, or ``/tf`` with the child frame of the wanted edge behind a
             colon (``/tf:camera_optical_frame``).
+        mask: Image or PNG CompressedImage of labels, made from the image: what is not 0 is to be left out.
     """
 
     image: str | None = None
     camera_info: str | None = None
     depth: str | None = None
     ground_truth: str | None = None
+    mask: str | None = None
 
 
 def find_topics(recording: Recording, given: Topics) -> Topics:
@@ -54,7 +58,8 @@ def find_topics(recording: Recording, given: Topics) -> Topics:
     rather than compressed (nothing lost, and no decoder between), has the most messages, and comes first in
     the alphabet, in this order. Of several depth topics, one of the image's size, then "aligned" by name,
     then near to the image by namespace. The camera_info is that beside the image, else the nearest by
-    namespace.
+    namespace. A mask is called so and holds labels; it is rather one that is not of an object (to be grasped), and
+    near to the image by namespace.
 
     Raises:
         DatasetError: when there is no image, or a given topic is not there or of a wrong type.
@@ -97,6 +102,7 @@ def find_topics(recording: Recording, given: Topics) -> Topics:
         camera_info=given.camera_info or _camera_info_of(image, infos),
         depth=given.depth or (min(depths, key=depth_rank) if depths else None),
         ground_truth=given.ground_truth or _ground_truth(recording),
+        mask=given.mask or _mask(recording, image, pictures),
     )
 
 
@@ -117,6 +123,7 @@ def _check(recording: Recording, given: Topics) -> None:
         ("image", given.image, IMAGE_TYPES),
         ("camera_info", given.camera_info, (CAMERA_INFO_TYPE,)),
         ("depth", given.depth, IMAGE_TYPES),
+        ("mask", given.mask, IMAGE_TYPES),
         ("ground truth", given.ground_truth and tf_topic(given.ground_truth)[0], (*POSE_TYPES, TF_TYPE)),
     )
     for role, topic, types in wanted:
@@ -172,6 +179,17 @@ def _shared_prefix(a: str, b: str) -> int:
     """Number of leading name parts that two topics share."""
     parts = zip(a.split("/"), b.split("/"), strict=False)
     return next((i for i, (x, y) in enumerate(parts) if x != y), min(a.count("/"), b.count("/")) + 1)
+
+
+def _mask(recording: Recording, image: str, pictures: list[str]) -> str | None:
+    """Of the topics that are called a mask and hold labels, see `find_topics`."""
+    masks = [t for t in pictures if t != image and MASK.search(t) and _holds_labels(recording, t)]
+    return min(masks, key=lambda t: (bool(OBJECT.search(t)), -_shared_prefix(t, image), t), default=None)
+
+
+def _holds_labels(recording: Recording, topic: str) -> bool:
+    first = recording.first(topic)
+    return getattr(first, "encoding", "") in LABEL_LAYOUTS or "png" in str(getattr(first, "format", "")).lower()
 
 
 def _ground_truth(recording: Recording) -> str | None:

@@ -92,6 +92,7 @@ def build_report(
     keyframes: int,
     loops: int,
     metric_scale: bool,
+    unplaced: int = 0,
     ate: Mapping[str, Any] | None = None,
     cloud: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -104,11 +105,13 @@ def build_report(
         config: the `Config` the run used; only its hash is kept.
         keyframes, loops: at the end.
         metric_scale: True when lengths are metres.
+        unplaced: tracked frames of submaps that were never joined to the map: their places are not known, so that no
+            trajectory has them.
         ate: from `evaluate_trajectory`, None without truth.
         cloud: from `evaluate_cloud`, None without true depth.
 
     Returns:
-        ``frames, processed, tracked, dropped, skipped{reason: n}, keyframes, loops, fps,
+        ``frames, processed, tracked, unplaced, dropped, skipped{reason: n}, keyframes, loops, fps,
         latency_ms{p50, p95, p99}, stages_ms{stage: mean}, rss_mb{start, end, max}, metric_scale, ate, cloud,
         source, runtime, config_hash``. ``latency_ms`` is None where nothing was processed.
     """
@@ -116,6 +119,7 @@ def build_report(
         "frames": record.frames,
         "processed": len(record.latencies_ms),
         "tracked": record.tracked,
+        "unplaced": unplaced,
         "dropped": record.dropped,
         "skipped": dict(sorted(record.skipped.items())),
         "keyframes": keyframes,
@@ -165,6 +169,8 @@ def _rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [("source", f"{report['source']} on {report['runtime']}")]
     counts = f"{report['frames']} in, {report['processed']} processed, {report['tracked']} tracked"
     rows.append(("frames", f"{counts}, {report['dropped']} dropped"))
+    if report["unplaced"]:
+        rows.append(("without a place", f"{report['unplaced']} tracked in submaps that were never joined to the map"))
     if report["skipped"]:
         rows.append(("skipped", ", ".join(f"{n} × {reason}" for reason, n in report["skipped"].items())))
     rows.append(("keyframes, loops", f"{report['keyframes']}, {report['loops']}"))

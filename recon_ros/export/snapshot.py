@@ -67,7 +67,8 @@ def write_views(snapshot: Snapshot, folder: Path) -> None:
         OSError: when a file cannot be written.
     """
     data = snapshot.data
-    write_ply(folder / "map.ply", snapshot.cloud, f"recon_ros map in the first camera's optical frame, {data.unit}")
+    world = "the first camera's optical frame, made level" if data.is_level else "the first camera's optical frame"
+    write_ply(folder / "map.ply", snapshot.cloud, f"recon_ros map in {world}, {data.unit}")
     write_tum(folder / "trajectory.tum", data.trajectory())
     write_tum(folder / "keyframes.tum", data.keyframe_trajectory())
     (folder / CONFIG).write_text(yaml.safe_dump(snapshot.config, sort_keys=False))

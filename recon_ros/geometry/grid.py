@@ -59,6 +59,10 @@ class Grid:
         """
         return np.ascontiguousarray(self._crop(self._resize(depth, cv2.INTER_NEAREST_EXACT)))
 
+    def labels(self, labels: NDArray[Any]) -> NDArray[Any]:
+        """(H, W) labels to the grid; each from the very pixel that `depth` takes."""
+        return np.ascontiguousarray(self._crop(self._resize(labels, cv2.INTER_NEAREST_EXACT)))
+
     def camera(self, camera: Camera) -> Camera:
         """The camera of the grid's image."""
         resized = camera.resized(self.resized_width, self.resized_height)

@@ -38,6 +38,18 @@ def scale_of(T: Matrix) -> float:
     return float(np.cbrt(np.linalg.det(T[:3, :3])))
 
 
+def rigid(T: Matrix) -> Matrix:
+    """(..., 4, 4) Sim(3) poses without their scale: rotations and translations are as they were."""
+    result = np.array(T, dtype=np.float64)
+    result[..., :3, :3] /= np.cbrt(np.linalg.det(result[..., :3, :3]))[..., None, None]
+    return result
+
+
+def scaled(T: Matrix, scale: float) -> Matrix:
+    """A (4, 4) pose of a camera whose unit is so many of the world's: where it is stays, what it sees is scaled."""
+    return make(scale * T[:3, :3], T[:3, 3])
+
+
 def transform(T: Matrix, points: NDArray[Any]) -> NDArray[Any]:
     """Apply T_a_b to (..., 3) points of frame b; the result has the floating dtype of `points`."""
     points = np.asarray(points)

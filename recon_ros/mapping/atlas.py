@@ -2,7 +2,7 @@
 """The map that moves: keyframes, what ties them together, and the cloud and the path that are derived from them.
 
 A correction changes poses of keyframes and nothing else. What hangs on keyframes follows: the path at once, because it
-is computed from them; the cloud keyframe by keyframe, a few per frame, so that a big loop does not hold up tracking.
+is computed from them; the cloud keyframe by keyframe, drawn by somebody else (`drawing`), so that nothing waits for it.
 
 Looking for loops and solving the graph are jobs for a `Backend`. Their results are taken over at the beginning of a
 frame only, so that within one frame the map stands still.
@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,25 +21,30 @@ from numpy.typing import NDArray
 from recon_ros.config import Config
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
-from recon_ros.geometry.features import Features
 from recon_ros.mapping.backend import Backend, InlineBackend, ThreadBackend
 from recon_ros.mapping.backend_process import ProcessBackend
-from recon_ros.mapping.fusion import VoxelMap
-from recon_ros.mapping.loops import Loop, LoopDetector
+from recon_ros.mapping.drawing import Drawing
+from recon_ros.mapping.loops import Loop, candidates
 from recon_ros.mapping.map_data import MapData, SourceFacts
-from recon_ros.mapping.pose_graph import Edge, PoseGraph, Solution, optimise
+from recon_ros.mapping.pose_graph import Edge, PoseGraph
+from recon_ros.mapping.search import LoopSearch
 from recon_ros.mapping.trajectory import TrajectoryLog
-from recon_ros.memory.places import Candidate, PlaceIndex
+from recon_ros.mapping.untied import Answer, Request, solve
+from recon_ros.memory.places import PlaceIndex
+from recon_ros.memory.spill import Spill
 from recon_ros.memory.store import KeyframeStore
 
 LOGGER = logging.getLogger("recon_ros.mapping")
 
 INFLATION = 25.0
 """Informations of registrations take errors for independent that share causes; by this much they are too sure."""
-REFRESH_MS = 8.0
-"""Time per frame for moving keyframes' points in the cloud; one at least is moved."""
 STILL = (1e-4, 1e-5)
 """A keyframe that moves and turns by less (metres, radians) is left where it is."""
+
+PLUMB_EVERY = 10
+"""Keyframes that know gravity until the graph is solved for that alone."""
+SETTLING = 1000
+"""Looks at pairs that corrections have brought together, at most, before a map is taken for settled."""
 
 MAIN = 0
 """The submap that the world is of: the first."""
@@ -67,24 +70,30 @@ class Atlas:
 
     def __init__(self, config: Config, live: bool = False, scale_drifts: bool = False) -> None:
         self.config = config
-        self.store = KeyframeStore(config.memory.max_keyframes)
+        spill = Spill(config.memory, ThreadBackend() if live else InlineBackend())
+        self.store = KeyframeStore(config.memory.max_keyframes, spill)
         self.places = PlaceIndex()
         self.graph = PoseGraph(scale_drifts)
-        self.cloud = VoxelMap(config.map)
+        self.drawing = Drawing(config.map, live)
         self.path = TrajectoryLog(config.memory.max_poses)
         self._earlier_path = TrajectoryLog(config.memory.max_poses)
         self._newest: int | None = None
-        self._looking: Backend = ThreadBackend() if live and config.loops.enabled else InlineBackend()
+        self._search = LoopSearch(ThreadBackend() if live and config.loops.enabled else InlineBackend())
         self._solving: Backend = ProcessBackend() if live and config.loops.enabled else InlineBackend()
+        self.is_level = False
+        """The world's y axis is that of gravity, as its first keyframe knew."""
+        self.T_base_camera: Matrix | None = None
+        """Where the camera was on the robot when the map was saved; None where nobody has said."""
+        self._plumbed = 0
         self._loops: dict[int, Loop] = {}
         self._rejected: frozenset[int] = frozenset()
-        self._stale: dict[int, None] = {}
-        self._drawn: set[int] = set()
 
     def close(self) -> None:
         """End the jobs; the map stays as it is."""
-        self._looking.close()
+        self._search.close()
         self._solving.close()
+        self.store.close()
+        self.drawing.close()
 
     @property
     def loops(self) -> tuple[Loop, ...]:
@@ -97,6 +106,11 @@ class Atlas:
         return {k.id: k for k in self.store.keyframes if self.store.submap_of(k.id) == MAIN}
 
     @property
+    def unplaced(self) -> int:
+        """Tracked frames whose place in the world is not known."""
+        return len(self.path) - len(self.path.corrected(self.placed))
+
+    @property
     def last_seen(self) -> int | None:
         """The keyframe by which the camera was last."""
         return self.path.last_reference if len(self.path) else self._earlier_path.last_reference
@@ -105,15 +119,21 @@ class Atlas:
 
     def data(self, source: SourceFacts) -> MapData:
         """The map as it is now, for another thread to write; what keyframes saw is shared."""
+        # A loop to a submap that has not been moved yet is none for who reads this.
+        unsolved = {
+            e for e, loop in self._loops.items() if len({self.store.submap_of(i) for i in (loop.a, loop.b)}) > 1
+        }
         return MapData(
             keyframes=self.store.frozen().keyframes,
             next_id=self.store.next_id,
             descriptors=self.places.descriptors(),
             graph=self.graph.snapshot(),
             loops=dict(self._loops),
-            rejected=self._rejected,
+            rejected=self._rejected | unsolved,
             path=np.concatenate([self._earlier_path.rows(), self.path.rows()]),
             source=source,
+            is_level=self.is_level,
+            T_base_camera=self.T_base_camera,
         )
 
     def restore(self, data: MapData) -> None:
@@ -127,11 +147,12 @@ class Atlas:
         """
         self.graph = PoseGraph.restored(data.graph)
         self.store.restore((replace(k, T_world_camera=k.T_world_camera.copy()) for k in data.keyframes), data.next_id)
-        self.store.split(self.graph.components())
+        self.store.split(self.graph.components(data.rejected))
         for keyframe in self.store.keyframes:
             self._draw(keyframe)
             self.places.add(keyframe.id, keyframe.features, data.descriptors.get(keyframe.id))
         self._loops, self._rejected = dict(data.loops), data.rejected
+        self.is_level, self.T_base_camera = data.is_level, data.T_base_camera
         self._earlier_path.extend(data.path)
         self._prune()
 
@@ -144,6 +165,7 @@ class Atlas:
         information: Matrix,
         descriptor: NDArray[np.float32] | None = None,
         uninterrupted: bool = True,
+        gravity: Matrix | None = None,
     ) -> None:
         """Take a keyframe in, tied to the one it was tracked against, and look whether it closes a loop.
 
@@ -154,48 +176,54 @@ class Atlas:
             information: (6, 6) of that measurement, in the keyframe's camera frame.
             descriptor: a network's, of the place.
             uninterrupted: tracking came here from the newest keyframe, which ties the two as well.
+            gravity: (3,) unit vector down in its camera's frame, or None; used where the world is level.
         """
         previous, self._newest = self._newest, keyframe.id
         submap = self.store.new_submap() if reference_id is None and len(self.store) else 0
         if reference_id is not None:
             submap = self.store.submap_of(reference_id)
         self.store.add(keyframe, submap)
-        self._draw(keyframe)
         self.places.add(keyframe.id, keyframe.features, descriptor)
-        self.graph.add_node(keyframe.id, keyframe.T_world_camera)
+        self.graph.add_node(keyframe.id, keyframe.T_world_camera, gravity if self.is_level else None)
         if reference_id is not None:
             self._tie(reference_id, keyframe, information, "odometry")
             if uninterrupted and previous is not None and previous != reference_id and previous in self.store:
                 self._tie(previous, keyframe, information, "covisible")
         if self.config.loops.enabled:
-            self._look(keyframe, descriptor)
+            alike = candidates(keyframe, self.store, self.places, self.config.loops, descriptor)
+            self._search.look(self.config, keyframe, self.store, alike)
+            self._plumb(gravity)
+        self._draw(keyframe)  # last, because who draws it competes with this thread
         self._prune()
 
     def _draw(self, keyframe: Keyframe) -> None:
-        """Put a keyframe's points into the cloud. Those of a submap wait until its place is known."""
+        """Have a keyframe's points in the cloud where it is. Those of a submap wait until its place is known."""
         if self.store.submap_of(keyframe.id) == MAIN:
-            self.cloud.add(keyframe)
-            self._drawn.add(keyframe.id)
-
-    def _erase(self, keyframe: Keyframe) -> None:
-        if keyframe.id in self._drawn:
-            self.cloud.remove(keyframe)
-            self._drawn.discard(keyframe.id)
+            self.drawing.draw(keyframe)
 
     def _tie(self, other_id: int, keyframe: Keyframe, information: Matrix, kind: str) -> None:
         T_other_keyframe = se3.inverse(self.store[other_id].T_world_camera) @ keyframe.T_world_camera
-        edge = Edge(other_id, keyframe.id, T_other_keyframe, _symmetric(information / INFLATION), kind)  # type: ignore[arg-type]
+        unit = np.diag([se3.scale_of(keyframe.T_world_camera)] * 3 + [1.0] * 3)  # the world's to the keyframe's
+        information = _symmetric(unit @ information @ unit / INFLATION)
+        edge = Edge(other_id, keyframe.id, T_other_keyframe, information, kind)  # type: ignore[arg-type]
         self.graph.add_edge(edge)
+
+    def _plumb(self, gravity: Matrix | None) -> None:
+        """Solve the graph now and then without a loop, too: gravity has something to say all the time."""
+        self._plumbed += self.is_level and gravity is not None
+        if self._plumbed == PLUMB_EVERY:
+            self._plumbed = 0
+            self._solve()
 
     def _prune(self) -> None:
         """Evict the most redundant keyframe while there are too many; what hung on it moves to a neighbour."""
         while (gone := self.store.surplus()) is not None:
-            self._erase(gone)
+            self.drawing.erase(gone.id)
             submap = self.store.submap_of(gone.id)
             self.store.remove(gone.id)
             self.places.remove(gone.id)
             self.graph.remove_node(gone.id)
-            self._stale.pop(gone.id, None)
+            self._search.forget(gone.id)
             together = [k for k in self.store.keyframes if self.store.submap_of(k.id) == submap]
             successor = min(
                 together or self.store.keyframes,
@@ -219,67 +247,50 @@ class Atlas:
 
     # -- loops -----------------------------------------------------------------------------------------------
 
-    def _look(self, keyframe: Keyframe, descriptor: NDArray[np.float32] | None) -> None:
-        """Have somebody look for loops that end in a keyframe; asked in the map as it is now."""
-        submap = self.store.submap_of(keyframe.id)
-        earlier = [k.id for k in self.store.keyframes if k.id < keyframe.id and self.store.submap_of(k.id) == submap]
-        recent = set(earlier[-self.config.loops.exclusion :])
-        candidates = self.places.query(
-            keyframe.features, descriptor, recent | {keyframe.id}, self.config.loops.candidates
-        )
-        if candidates:
-            parts = self.graph.components()
-            parts = parts if len(parts) > 1 else []
-            job = functools.partial(_detect, self.config, keyframe.id, self.store.frozen(), candidates, parts)
-            self._looking.submit(job)
-
     def _take_loops(self) -> None:
         """Tie what has been found; what was tied already, or is gone, is passed over."""
         found = 0
-        for finished in self._looking.poll():
-            if finished.error is not None:
-                LOGGER.error("looking for loops failed: %r", finished.error)
-                continue
-            for loop in finished.value:
-                if loop.a in self.store and loop.b in self.store:
-                    edge = Edge(loop.a, loop.b, loop.T_a_b, _symmetric(loop.information / INFLATION), "loop")
-                    self._loops[self.graph.add_edge(edge)] = loop
-                    found += 1
+        for loop in self._search.found():
+            if loop.a in self.store and loop.b in self.store:
+                edge = Edge(loop.a, loop.b, loop.T_a_b, _symmetric(loop.information / INFLATION), "loop")
+                self._loops[self.graph.add_edge(edge)] = loop
+                found += 1
         if found:
-            self._solving.submit(functools.partial(optimise, self.graph.snapshot()))
+            self._solve()
+
+    def _solve(self) -> None:
+        problem, loops = self.graph.snapshot(), self.config.loops
+        depths = np.array([self.store.median_depth(i) for i in problem.ids.tolist()])
+        request = Request(problem, depths, loops.again, loops.exclusion)
+        self._solving.submit(functools.partial(solve, request, self._search.seen))
 
     # -- following -------------------------------------------------------------------------------------------
 
     def follow(self) -> Correction | None:
         """Take over what is known by now: loops found, a graph solved. Tells which keyframes moved, None for none."""
+        self._search.step(self.config, self.store)
         self._take_loops()
         correction = None
         for finished in self._solving.poll():
             if finished.error is not None:
                 LOGGER.error("the pose graph could not be solved: %r", finished.error)
-            elif isinstance(finished.value, Solution):
-                correction = self._apply(finished.value) or correction
-        self._refresh(REFRESH_MS)
+            elif isinstance(finished.value, Answer):
+                correction = _both(correction, self._apply(finished.value))
         return correction
 
     def settle(self) -> Correction | None:
         """`follow` to the end, for whoever wants the whole map as it is; waits only for what is done at once."""
         correction = self.follow()
-        self._refresh(float("inf"))
+        for _ in range(SETTLING):
+            if self._search.is_idle:
+                break
+            correction = _both(correction, self.follow())
+        self.drawing.settle()
         return correction
 
-    def _refresh(self, budget_ms: float) -> None:
-        """Move points in the cloud to where their keyframes are now, keyframe by keyframe, while there is time."""
-        end = time.perf_counter() + budget_ms / 1e3
-        for number, keyframe_id in enumerate(list(self._stale)):
-            if number and time.perf_counter() > end:
-                return
-            del self._stale[keyframe_id]
-            keyframe = self.store[keyframe_id]
-            self._erase(keyframe)
-            self._draw(keyframe)
-
-    def _apply(self, solution: Solution) -> Correction | None:
+    def _apply(self, answer: Answer) -> Correction | None:
+        solution = answer.solution
+        self._search.look_again(answer.pairs)
         self._rejected = frozenset(solution.rejected)
         for loop in self.loops:
             self.store.join((loop.a, loop.b))
@@ -290,29 +301,18 @@ class Atlas:
             if moved > STILL[0] or turned > STILL[1]:
                 before[keyframe_id] = T_before
                 self.store.move(keyframe_id, pose)
-                self._stale[keyframe_id] = None
-        self._stale.update(dict.fromkeys(self.placed.keys() - self._drawn))
+                self._draw(self.store[keyframe_id])
+        for keyframe in self.placed.values():
+            if keyframe.id not in self.drawing:  # of a submap that has been joined
+                self.drawing.draw(keyframe)
         return Correction(before) if before else None
 
 
-class _Asked:
-    """An index that has been asked already: the answer travels, not the index."""
-
-    def __init__(self, candidates: list[Candidate]) -> None:
-        self._candidates = candidates
-
-    def query(
-        self, features: Features, descriptor: NDArray[np.float32] | None, exclude: Set[int], count: int
-    ) -> list[Candidate]:
-        return [c for c in self._candidates if c.id not in exclude][:count]
-
-
-def _detect(
-    config: Config, keyframe_id: int, store: KeyframeStore, candidates: list[Candidate], parts: list[set[int]]
-) -> list[Loop]:
-    """The job of looking for loops, on a frozen store."""
-    index: Any = _Asked(candidates)
-    return LoopDetector(config).detect(store[keyframe_id], store, index, components=parts)
+def _both(first: Correction | None, second: Correction | None) -> Correction | None:
+    """Two corrections, one after the other, as one."""
+    if first is None or second is None:
+        return first or second
+    return Correction({**second.before, **first.before})
 
 
 def _symmetric(information: Matrix) -> Matrix:

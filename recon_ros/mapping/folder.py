@@ -4,11 +4,12 @@
 ======================  ========================================================================================
 file                    holds
 ======================  ========================================================================================
-map.json                format, version, counts, the source with its weights' licence, digests; and its own digest
+map.json                format, version, counts, the source with its weights' licence, whether the world is level,
+                        where the camera was on the robot, digests; and its own digest
 keyframes.npy           what a keyframe is, a row each; which rows of the next four are its own follows from sizes
 points.npy, …           of all keyframes: local points (float16), confidence.npy, colours.npy, features.npy
 descriptors.npy         a network's descriptors of places; those of keypoints are made again from the features
-nodes.npy, edges.npy    the pose graph
+nodes.npy, edges.npy    the pose graph, and what was known of gravity
 loops.npy               the loops that were found, believed or not
 path.npy                each tracked frame against its keyframe, and as it was published
 map.ply, *.tum          cloud, trajectory and keyframes for other tools; nothing is read from them
@@ -28,13 +29,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recon_ros.errors import ReconError
+from recon_ros.geometry import se3
 from recon_ros.mapping import folder_swap
 from recon_ros.mapping.folder_arrays import ARRAYS, DESCRIPTORS, Arrays, frame_names
 from recon_ros.mapping.map_data import MapData, SourceFacts
 from recon_ros.mapping.pose_graph import Drift
 
-FORMAT, VERSION = "recon_ros map", 1
+FORMAT, VERSION = "recon_ros map", 2
 MANIFEST = "map.json"
 CONFIG = "config.yaml"
 CHUNK = 1 << 20
@@ -59,9 +64,12 @@ def seal(data: MapData, folder: Path) -> None:
             "loops": data.believed_loops,
             "edges": len(data.graph.edges),
             "poses": len(data.path),
+            "unplaced": data.unplaced,
         },
         "next_id": data.next_id,
         "frames": frame_names(data),
+        "is_level": data.is_level,
+        "T_base_camera": None if data.T_base_camera is None else data.T_base_camera.tolist(),
         "scale_drifts": data.graph.scale_drifts,
         "drift": asdict(data.graph.drift),
     }
@@ -90,7 +98,8 @@ def read_map(folder: Path | str) -> MapData:
         _check_files(folder, manifest["files"])
         source, drift = SourceFacts(**manifest["source"]), Drift(**manifest["drift"])
         frames, next_id = [str(name) for name in manifest["frames"]], int(manifest["next_id"])
-        scale_drifts = bool(manifest["scale_drifts"])
+        scale_drifts, is_level = bool(manifest["scale_drifts"]), bool(manifest["is_level"])
+        mount = _mount(manifest["T_base_camera"])
     except (KeyError, TypeError, ValueError) as error:
         raise ReconError(f"the map cannot be loaded: {folder / MANIFEST} lacks or misstates {error}") from error
     arrays = Arrays(folder)
@@ -106,7 +115,17 @@ def read_map(folder: Path | str) -> MapData:
         rejected=rejected,
         path=arrays.path(ids),
         source=source,
+        is_level=is_level,
+        T_base_camera=mount,
     )
+
+
+def _mount(written: Any) -> NDArray[np.float64] | None:
+    """(4, 4) pose or None; ValueError for what is neither."""
+    T = None if written is None else np.array(written, dtype=np.float64)
+    if T is not None and not se3.is_valid(T):
+        raise ValueError(f"T_base_camera, which is no pose: {written}")
+    return T
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -44,7 +44,7 @@ KEYFRAME = np.dtype(
     ]
 )
 FEATURE = np.dtype([("pixel", "<f4", (2,)), ("point", "<f4", (3,)), ("descriptor", "u1", (32,))])
-NODE = np.dtype([("id", "<i8"), ("T_world_camera", "<f8", (4, 4))])
+NODE = np.dtype([("id", "<i8"), ("T_world_camera", "<f8", (4, 4)), ("gravity", "<f8", (3,))])
 LOOP = np.dtype(
     [
         ("edge", "<i8"),
@@ -131,6 +131,7 @@ def _feature_rows(keyframe: Keyframe) -> NDArray[Any]:
 def _graph_rows(data: MapData) -> dict[str, NDArray[Any]]:
     nodes, loops = np.zeros(len(data.graph.ids), NODE), np.zeros(len(data.loops), LOOP)
     nodes["id"], nodes["T_world_camera"] = data.graph.ids, data.graph.poses
+    nodes["gravity"] = data.graph.gravity
     for row, (edge, loop) in zip(loops, data.loops.items(), strict=True):
         row["edge"], row["a"], row["b"], row["inliers"] = edge, loop.a, loop.b, loop.inliers
         row["T_a_b"], row["information"], row["is_believed"] = loop.T_a_b, loop.information, edge not in data.rejected
@@ -196,7 +197,11 @@ class Arrays:
         self._need("nodes.npy", _are_poses(nodes["T_world_camera"]), "has a T_world_camera that is no pose")
         self._need("edges.npy", bool(np.all(np.diff(edges["id"]) > 0)), "has ids out of order")
         self._need("edges.npy", bool(np.all((edges["kind"] >= 0) & (edges["kind"] < 3))), "has unknown kinds")
-        problem = GraphProblem(scale_drifts, drift, ids, nodes["T_world_camera"], edges)
+        gravity = nodes["gravity"]
+        known = ~np.isnan(gravity).all(axis=1)
+        unit = np.abs(np.linalg.norm(gravity[known], axis=1) - 1) < RIGID
+        self._need("nodes.npy", bool(unit.all()), "has a gravity that is no unit vector")
+        problem = GraphProblem(scale_drifts, drift, ids, nodes["T_world_camera"], edges, gravity)
         try:
             return PoseGraph.restored(problem).snapshot()
         except InputError as error:

@@ -89,19 +89,25 @@ class VoxelMap:
             self._changed(self._table.blocks)
         self._config = config
 
+    def __contains__(self, keyframe_id: object) -> bool:
+        return keyframe_id in self._added
+
     def add(self, keyframe: Keyframe, carves: bool = True) -> None:
-        """Put a keyframe's points where its pose says.
+        """Put a keyframe's points where its pose says; those of one that is there already move there.
 
         `carves` is False for one that must not contradict others, because its place among them is not known yet.
         """
-        self.version += 1
         T_world_camera, min_confidence = keyframe.T_world_camera.copy(), self._config.min_confidence
         keys, sums = contribution(keyframe, T_world_camera, min_confidence, self._config.voxel_size)
+        before, taken = self._as_added(keyframe) if keyframe.id in self else (_NO_ROWS, sums[:0])
+        self.version += 1
+        self._look_away(keyframe.id)
         rows = self._table.rows(keys)
         self._table.sums[rows] += sums
         carves = carves and self._carving > 0
         self._added[keyframe.id] = _Added(T_world_camera, min_confidence, carves, rows.astype(np.int32))
         self._changed_at(rows)
+        self._subtract(keyframe.id, before, taken, rows)
         if self._carving:
             latest = rows[self._table.last[rows] < keyframe.id]
             self._table.last[latest] = keyframe.id
@@ -114,23 +120,40 @@ class VoxelMap:
 
     def remove(self, keyframe: Keyframe) -> None:
         """Take a keyframe's points, and what it contradicted, out again, as they were put in."""
+        rows, sums = self._as_added(keyframe)
         self.version += 1
-        added = self._added.pop(keyframe.id)
-        if added.carves:
-            self._see_through(keyframe.id, -1)
-            self._sights.remove(keyframe.id)
+        self._look_away(keyframe.id)
+        self._subtract(keyframe.id, rows, sums, _NO_ROWS)
+
+    def _as_added(self, keyframe: Keyframe) -> tuple[Rows, NDArray[np.int64]]:
+        """The rows that a keyframe has added to and that are not forgotten, and what it has added there."""
+        added = self._added[keyframe.id]
         _, sums = contribution(keyframe, added.T_world_camera, added.min_confidence, self._config.voxel_size)
         there = added.rows != GONE
-        rows = added.rows[there].astype(np.int64)
-        self._table.sums[rows] -= sums[there]
+        return added.rows[there].astype(np.int64), sums[there]
+
+    def _look_away(self, keyframe_id: int) -> None:
+        """Take back how a keyframe was put in, with what it has seen through."""
+        added = self._added.pop(keyframe_id, None)
+        if added is not None and added.carves:
+            self._see_through(keyframe_id, -1)
+            self._sights.remove(keyframe_id)
+
+    def _subtract(self, keyframe_id: int, rows: Rows, sums: NDArray[np.int64], still_seen: Rows) -> None:
+        """Take from voxels what a keyframe has added to them; `still_seen` are those where it has added anew."""
+        table = self._table
+        table.sums[rows] -= sums
         self._changed_at(rows)
-        empty = self._table.sums[rows, COUNT] == 0
+        seen = np.zeros(table.capacity, bool)
+        seen[still_seen] = True
+        left = rows[~seen[rows]]
+        empty = table.sums[left, COUNT] == 0
         if self._carving:
-            rest = rows[~empty]
-            bereft = rest[self._table.last[rest] == keyframe.id]
-            self._find_last(bereft, keyframe.id)
+            rest = left[~empty]
+            bereft = rest[table.last[rest] == keyframe_id]
+            self._find_last(bereft, keyframe_id)
             self._count_misses(bereft)
-        self._table.release(rows[empty])
+        table.release(left[empty])
 
     def cloud(self, max_points: int | None = None) -> Cloud:
         """The cloud, at most `max_points` (the configuration's when None) of it, the same share of each block."""
@@ -275,6 +298,7 @@ def _joined(clouds: list[Cloud], counts: list[int]) -> Cloud:
     )
 
 
+_NO_ROWS = np.zeros(0, np.int64)
 _NOTHING = Cloud(
     np.zeros((0, 3), np.float32), np.zeros((0, 3), np.uint8), np.zeros(0, np.float32), np.zeros((0, 3), np.float32)
 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loops: a new keyframe shows a place that was left long ago. Found by looks, verified, attested by neighbours.
+"""Loops: a keyframe shows a place that was left long ago. Found by looks, verified, attested by neighbours.
 
 What two images cannot tell, two equal aisles, is met with what is known beside them: a neighbour of either keyframe
 must verify to the same pose, no other keyframe may verify to another, and the correction must be in proportion to the
@@ -16,7 +16,7 @@ from itertools import combinations, islice
 import numpy as np
 from numpy.typing import NDArray
 
-from recon_ros.config import Config
+from recon_ros.config import Config, LoopConfig
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import Verified, VerifySettings, verify
@@ -50,45 +50,56 @@ class Loop:
     evidence: tuple[int, ...]
 
 
+def candidates(
+    keyframe: Keyframe,
+    store: KeyframeStore,
+    index: PlaceIndex,
+    config: LoopConfig,
+    descriptor: NDArray[np.float32] | None = None,
+) -> list[int]:
+    """Ids of the earlier keyframes that look most like one, best first, at most `config.candidates`.
+
+    Those that tracking has connected to it, the last few of its submap, are not among them.
+
+    Args:
+        keyframe: in the store.
+        store: all keyframes.
+        index: of their features.
+        config: of the search.
+        descriptor: the network's of this keyframe, where there is one.
+    """
+    submap = store.submap_of(keyframe.id)
+    before = [k.id for k in store.keyframes if k.id < keyframe.id and store.submap_of(k.id) == submap]
+    exclude = {k.id for k in store.keyframes if k.id >= keyframe.id} | set(before[-config.exclusion :])
+    found = index.query(keyframe.features, descriptor, exclude, config.candidates)
+    return [candidate.id for candidate in found]
+
+
 class LoopDetector:
     """Looks for loops that end in a given keyframe. It remembers nothing: the same map gives the same loops."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
 
-    def detect(
-        self,
-        keyframe: Keyframe,
-        store: KeyframeStore,
-        index: PlaceIndex,
-        descriptor: NDArray[np.float32] | None = None,
-        components: Sequence[Set[int]] = (),
-    ) -> list[Loop]:
-        """Loops from earlier keyframes to this one, most inliers first.
+    def detect(self, keyframe: Keyframe, store: KeyframeStore, candidates: Sequence[int]) -> list[Loop]:
+        """Loops from some earlier keyframes to this one, most inliers first.
 
-        At most `loops.candidates` pairs are verified, and four more for each loop found.
+        Each candidate is verified, and up to four more pairs for each loop found. A loop between two submaps may be of
+        any size.
 
         Args:
             keyframe: in the store.
             store: all keyframes.
-            index: of their features; ids the store has not are passed over.
-            descriptor: the network's of this keyframe, where there is one.
-            components: ids of keyframes whose poses are in one frame, as `PoseGraph.components` has them; empty when
-                all are. A loop between two of them may be of any size.
+            candidates: ids of earlier keyframes, as `candidates` names them; those the store has not are passed over.
         """
         if not self.config.loops.enabled:
             return []
-        seen = _Seen(store, components)
-        earlier = [k.id for k in store.keyframes if k.id < keyframe.id]
-        exclude = {i for i in earlier[-self.config.loops.exclusion :] if seen.together(i, keyframe.id)}
-        exclude |= {k.id for k in store.keyframes if k.id >= keyframe.id}
+        seen = _Seen(store)
         loops = []
-        for candidate in index.query(keyframe.features, descriptor, exclude, self.config.loops.candidates):
-            if candidate.id not in store:
-                continue
-            verified = self._verify(store[candidate.id], keyframe, store)
+        for a in candidates:
+            verified = self._verify(store[a], keyframe, store) if a in store else None
             if verified is not None:
-                loop = Loop(candidate.id, keyframe.id, verified.T_a_b, verified.information, verified.inliers, ())
+                loop = Loop(a, keyframe.id, verified.T_a_b, verified.information, verified.inliers, ())
                 if not seen.together(loop.a, loop.b) or self._is_plausible(loop, seen):
                     loops.append(loop)
         loops.sort(key=lambda loop: (-loop.inliers, loop.a))
@@ -170,11 +181,10 @@ class _Seen:
     """The keyframes, and which of their poses can be compared."""
 
     store: KeyframeStore
-    components: Sequence[Set[int]]
 
     def together(self, i: int, j: int) -> bool:
         """Whether the poses of two keyframes are in one frame."""
-        return not self.components or any(i in part and j in part for part in self.components)
+        return self.store.submap_of(i) == self.store.submap_of(j)
 
     def said(self, loop: Loop) -> NDArray[np.float64]:
         """T_world_b by the loop, in a's world."""

@@ -13,9 +13,9 @@ from recon_ros.config import Config
 from recon_ros.errors import ReconError
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import se3
-from recon_ros.mapping.loops import Loop, LoopDetector
+from recon_ros.mapping.loops import Loop, LoopDetector, candidates
 from recon_ros.mapping.map_data import MapData
-from recon_ros.mapping.pose_graph import Edge, PoseGraph, optimise
+from recon_ros.mapping.pose_graph import Edge, GraphProblem, PoseGraph, optimise
 from recon_ros.mapping.pose_graph_problem import edge_of
 from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.sides import median_depth
@@ -86,11 +86,11 @@ def _find_loops(first: MapData, second: MapData, config: Config, report: Callabl
     store.restore((*first.keyframes, *second.keyframes), second.next_id)
     for keyframe in first.keyframes:
         index.add(keyframe.id, keyframe.features, first.descriptors.get(keyframe.id))
-    components = [part for data in (first, second) for part in PoseGraph.restored(data.graph).components()]
+    store.split(part for data in (first, second) for part in PoseGraph.restored(data.graph).components(data.rejected))
     found: list[Loop] = []
     for done, keyframe in enumerate(second.keyframes, 1):
-        descriptor = second.descriptors.get(keyframe.id)
-        found += detector.detect(keyframe, store, index, descriptor, components)
+        alike = candidates(keyframe, store, index, config.loops, second.descriptors.get(keyframe.id))
+        found += detector.detect(keyframe, store, alike)
         report(done)
     return found
 
@@ -136,11 +136,15 @@ def _edge(loop: Loop) -> Edge:
     return Edge(loop.a, loop.b, loop.T_a_b, information, "loop")
 
 
+def _without_gravity(graph: GraphProblem) -> GraphProblem:
+    """For a world that is not level: there, nobody knows which way is down."""
+    return replace(graph, gravity=np.full_like(graph.gravity, np.nan))
+
+
 def _joined(first: MapData, second: MapData, loops: Sequence[Loop]) -> MapData:
     """Both maps as one, with the loops between them, and everything where it fits best."""
     graph = PoseGraph.restored(first.graph)
-    for node_id, pose in zip(second.graph.ids.tolist(), second.graph.poses, strict=True):
-        graph.add_node(node_id, pose)
+    graph.add_nodes(second.graph if first.is_level else _without_gravity(second.graph))
     edge_ids = {int(row["id"]): graph.add_edge(edge_of(row)) for row in second.graph.edges}
     known = dict(first.loops) | {edge_ids[i]: loop for i, loop in second.loops.items() if i in edge_ids}
     between = {graph.add_edge(_edge(loop)): loop for loop in loops}
@@ -158,4 +162,6 @@ def _joined(first: MapData, second: MapData, loops: Sequence[Loop]) -> MapData:
         rejected=frozenset(solution.rejected),
         path=np.concatenate([first.path, second.path]),
         source=first.source,
+        is_level=first.is_level,
+        T_base_camera=first.T_base_camera,
     )

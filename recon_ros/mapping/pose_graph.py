@@ -26,6 +26,7 @@ from recon_ros.mapping.pose_graph_problem import (
     edge_of,
     fuse,
     proper_edge,
+    proper_gravity,
     proper_pose,
     reverse,
     row_of,
@@ -59,6 +60,7 @@ class PoseGraph:
         self.scale_drifts = scale_drifts
         self.drift = drift or Drift()
         self._poses: dict[int, Matrix] = {}
+        self._gravity: dict[int, Matrix] = {}
         self._edges: dict[int, Edge] = {}
         self._at: dict[int, set[int]] = {}
         self._next_edge = 0
@@ -69,8 +71,7 @@ class PoseGraph:
     def restored(cls, problem: GraphProblem) -> PoseGraph:
         """The graph a snapshot was taken of; its edges keep their ids."""
         graph = cls(problem.scale_drifts, problem.drift)
-        for node_id, pose in zip(problem.ids.tolist(), problem.poses, strict=True):
-            graph.add_node(node_id, pose)
+        graph.add_nodes(problem)
         for row in problem.edges:
             graph._next_edge = int(row["id"])
             graph.add_edge(edge_of(row))
@@ -86,15 +87,28 @@ class PoseGraph:
         """Edge id → edge."""
         return self._edges
 
-    def add_node(self, node_id: int, T_world_camera: Matrix) -> None:
+    def add_nodes(self, problem: GraphProblem) -> None:
+        """Add the nodes of another graph; see `add_node`."""
+        for node_id, pose, gravity in zip(problem.ids.tolist(), problem.poses, problem.gravity, strict=True):
+            self.add_node(node_id, pose, None if np.isnan(gravity).any() else gravity)
+
+    def add_node(self, node_id: int, T_world_camera: Matrix, gravity: Matrix | None = None) -> None:
         """Add a keyframe where it is taken to be.
 
+        Args:
+            node_id: not yet in the graph.
+            T_world_camera: (4, 4).
+            gravity: (3,) unit vector down in the camera's frame, for a level world; None where it is not known.
+
         Raises:
-            InputError: ``node`` for an id that is there already, or a pose that is none of this graph's group.
+            InputError: ``node`` for an id that is there already, ``pose`` for one that is none of this graph's group,
+                ``gravity`` for what is no unit vector.
         """
         if node_id in self._poses:
             raise InputError("node", f"node {node_id} is in the graph already")
-        self._poses[node_id] = proper_pose(f"the pose of node {node_id}", T_world_camera, self.scale_drifts)
+        pose = proper_pose(f"the pose of node {node_id}", T_world_camera, self.scale_drifts)
+        self._gravity[node_id] = proper_gravity(f"gravity of node {node_id}", gravity)
+        self._poses[node_id] = pose
         self._at[node_id] = set()
 
     def add_edge(self, edge: Edge) -> int:
@@ -138,17 +152,18 @@ class PoseGraph:
         outward = [edge if edge.a == node_id else reverse(edge) for edge in edges]
         for edge_id in edge_ids:
             self.remove_edge(edge_id)
-        del self._poses[node_id], self._at[node_id]
+        del self._poses[node_id], self._gravity[node_id], self._at[node_id]
         for i, j in self._tree(outward):
             self._tie(compose(reverse(outward[i]), outward[j]))
 
-    def components(self) -> list[set[int]]:
-        """Ids of the nodes that are tied to each other, by the oldest in each."""
+    def components(self, without: Set[int] = frozenset()) -> list[set[int]]:
+        """Ids of the nodes that are tied to each other, by the oldest in each; `without` are ids of edges that do not
+        count."""
         found: list[set[int]] = []
         unseen = set(self._poses)
         for start in sorted(self._poses):
             if start in unseen:
-                found.append(self._reached(start))
+                found.append(self._reached(start, without))
                 unseen -= found[-1]
         return found
 
@@ -178,10 +193,11 @@ class PoseGraph:
         """A frozen copy that another thread or process may optimise while this graph goes on."""
         ids = np.array(sorted(self._poses), dtype=np.int64)
         poses = np.array([self._poses[i] for i in ids.tolist()]).reshape(-1, 4, 4)
+        gravity = np.array([self._gravity[i] for i in ids.tolist()]).reshape(-1, 3)
         edges = self._table[: len(self._rows)].copy()
-        for array in (ids, poses, edges):
+        for array in (ids, poses, edges, gravity):
             array.flags.writeable = False
-        return GraphProblem(self.scale_drifts, self.drift, ids, poses, edges)
+        return GraphProblem(self.scale_drifts, self.drift, ids, poses, edges, gravity)
 
     def apply(self, solution: Solution) -> dict[int, Matrix]:
         """Move the nodes to a solution of an earlier snapshot; returns the poses of all nodes.
@@ -200,13 +216,14 @@ class PoseGraph:
         self._poses = {i: after[i] for i in before}
         return {i: pose.copy() for i, pose in after.items()}
 
-    def _neighbours(self, node_id: int) -> set[int]:
-        return {n for i in self._at[node_id] for n in (self._edges[i].a, self._edges[i].b)} - {node_id}
+    def _neighbours(self, node_id: int, without: Set[int] = frozenset()) -> set[int]:
+        edges = self._at[node_id] - without
+        return {n for i in edges for n in (self._edges[i].a, self._edges[i].b)} - {node_id}
 
-    def _reached(self, start: int) -> set[int]:
+    def _reached(self, start: int, without: Set[int]) -> set[int]:
         reached, stack = {start}, [start]
         while stack:
-            new = self._neighbours(stack.pop()) - reached
+            new = self._neighbours(stack.pop(), without) - reached
             reached |= new
             stack.extend(new)
         return reached

@@ -118,6 +118,8 @@ class GraphProblem:
         ids: (N,) int64 node ids, ascending: the oldest first.
         poses: (N, 4, 4) float64 T_world_camera.
         edges: (E,) of dtype `EDGE`.
+        gravity: (N, 3) float64 unit vectors down in the cameras' frames, NaN where unknown; where one is known the
+            world is level (`geometry.gravity`).
     """
 
     scale_drifts: bool
@@ -125,6 +127,7 @@ class GraphProblem:
     ids: NDArray[np.int64]
     poses: Matrix
     edges: NDArray[Any]
+    gravity: Matrix
 
     @property
     def dimension(self) -> int:
@@ -259,6 +262,21 @@ def proper_pose(named: str, T: Matrix, scale_drifts: bool) -> Matrix:
                 se3.orthonormalised(se3.make(R, T[:3, 3]))[:3, :3], T[:3, 3], scale if scale_drifts else 1.0
             )
     raise InputError("pose", f"{named} is no {group} matrix: {T!r}")
+
+
+def proper_gravity(named: str, gravity: Matrix | None) -> Matrix:
+    """A unit vector down, of length 1; NaN for None, which is not known.
+
+    Raises:
+        InputError: ``gravity`` when it is none.
+    """
+    if gravity is None:
+        return np.full(3, np.nan)
+    gravity = np.asarray(gravity, dtype=np.float64)
+    length = float(np.linalg.norm(gravity))
+    if gravity.shape != (3,) or not abs(length - 1) < 1e-3:
+        raise InputError("gravity", f"{named} is no unit vector of three numbers: {gravity!r}")
+    return gravity / length
 
 
 def proper_edge(edge: Edge, nodes: Container[int], scale_drifts: bool) -> Edge:

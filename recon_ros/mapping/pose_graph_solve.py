@@ -3,12 +3,13 @@
 
 Loops that cannot be true are left out first (`pose_graph_consensus`); the others are fitted plainly, so that a true
 loop may pull as far as tracking has drifted, and then once more under a Geman–McClure kernel, which takes away from
-those that are merely inaccurate.
+those that are merely inaccurate. Where gravity is known, poses do not tilt against it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import chi2
 
 from recon_ros.errors import ConfigError
-from recon_ros.geometry import se3
+from recon_ros.geometry import gravity, se3
 from recon_ros.mapping import pose_graph_algebra as algebra
 from recon_ros.mapping.pose_graph_consensus import believed_loops
 from recon_ros.mapping.pose_graph_problem import GraphProblem, Solution
@@ -31,6 +32,8 @@ TOLERANCE = 1e-7
 """Relative decrease of the error below which the solution counts as found."""
 PRIOR_SIGMA = 1e-2
 """Of the gauge, which is put back exactly afterwards; any value serves that is of the order of an edge's."""
+GRAVITY_SIGMA = float(np.radians(1.0))
+"""Of the direction of gravity in a camera's frame: an accelerometer's low-pass and a mount that is not quite known."""
 KERNEL_SIGNIFICANCE = 1e-3
 """Share of true loops whose residual exceeds the kernel's width; only where one does, a kernel is used at all."""
 REJECTED_WEIGHT = 0.05
@@ -48,8 +51,9 @@ def require() -> None:
 def optimise(problem: GraphProblem) -> Solution:
     """The poses that fit the edges best; a pure function, the same problem gives the same bytes.
 
-    The oldest node of each component stays where it is. Components that only loops tie together are first put next to
-    each other by one of those.
+    The oldest node of each component stays where it is; where gravity is known, it keeps its place and its heading, and
+    tilts as all that is known of gravity says. Components that only loops tie together are first put next to each
+    other by one of those.
 
     Raises:
         ConfigError: when gtsam is not installed.
@@ -123,11 +127,14 @@ def _fit(
     for factor in _factors(problem, edges, robust):
         graph.push_back(factor)
     anchors = np.unique(component, return_index=True)[1].tolist()
-    tight = gtsam.noiseModel.Isotropic.Sigma(problem.dimension, PRIOR_SIGMA)
+    levelled = np.unique(component[np.isfinite(problem.gravity).all(axis=1)])
     prior = gtsam.PriorFactorSimilarity3 if problem.scale_drifts else gtsam.PriorFactorPose3
     at = gtsam.Values.atSimilarity3 if problem.scale_drifts else gtsam.Values.atPose3
-    for anchor in anchors:
-        graph.push_back(prior(anchor, at(values, anchor), tight))
+    for part, anchor in enumerate(anchors):
+        noise = _gauge(problem, start[anchor], part in levelled)
+        graph.push_back(prior(anchor, at(values, anchor), noise))
+    for node, pose, noise in _gravity_priors(problem, start):
+        graph.push_back(prior(node, pose, noise))
     parameters = gtsam.LevenbergMarquardtParams()
     parameters.setMaxIterations(MAX_ITERATIONS)
     parameters.setRelativeErrorTol(TOLERANCE)
@@ -135,10 +142,49 @@ def _fit(
     optimizer = gtsam.LevenbergMarquardtOptimizer(graph, values, parameters)
     solved = optimizer.optimize()
     fitted = np.stack([_matrix(at(solved, key), problem.scale_drifts) for key in range(len(start))])
-    back = start[anchors] @ se3.inverse(fitted[anchors])
+    back = np.stack([_back(start[a], fitted[a], part in levelled) for part, a in enumerate(anchors)])
     fitted = back[component] @ fitted
-    fitted[anchors] = start[anchors]
+    for part, anchor in enumerate(anchors):
+        if part not in levelled:
+            fitted[anchor] = start[anchor]
     return fitted, int(optimizer.iterations())
+
+
+def _gauge(problem: GraphProblem, pose: Matrix, is_level: bool) -> Any:
+    """Noise of the prior that keeps a component in place: in a level one it says nothing of tilt."""
+    import gtsam
+
+    weights = np.eye(problem.dimension) / PRIOR_SIGMA
+    if is_level:
+        down = pose[:3, :3].T @ gravity.DOWN / se3.scale_of(pose)
+        weights[:3, :3] = np.outer(down, down) / PRIOR_SIGMA
+    return gtsam.noiseModel.Gaussian.SqrtInformation(weights)
+
+
+def _back(start: Matrix, fitted: Matrix, is_level: bool) -> Matrix:
+    """(4, 4) that puts a component's oldest node back where it was; in a level one its tilt stays as it was found."""
+    back = start @ se3.inverse(fitted)
+    if not is_level:
+        return back
+    scale = se3.scale_of(back)
+    R = gravity.heading(back[:3, :3] / scale)
+    return se3.make(R, start[:3, 3] - scale * R @ fitted[:3, 3], scale)
+
+
+def _gravity_priors(problem: GraphProblem, start: Matrix) -> Iterator[tuple[int, Any, Any]]:
+    """Node, pose and noise of priors that know of tilt alone: the pose is the start's, tilted as gravity says; turning
+    it about the vertical, moving and scaling it costs nothing."""
+    import gtsam
+
+    known = np.flatnonzero(np.isfinite(problem.gravity).all(axis=1))
+    if len(known) == 0:
+        return
+    upright = start[known].copy()
+    upright[:, :3, :3] = gravity.towards_down(upright, problem.gravity[known]) @ upright[:, :3, :3]
+    for node, pose, down in zip(known.tolist(), _poses(problem, upright), problem.gravity[known], strict=True):
+        weights = np.zeros((problem.dimension, problem.dimension))
+        weights[:3, :3] = (np.eye(3) - np.outer(down, down)) / GRAVITY_SIGMA
+        yield node, pose, gtsam.noiseModel.Gaussian.SqrtInformation(weights)
 
 
 def _poses(problem: GraphProblem, matrices: Matrix) -> list[Any]:

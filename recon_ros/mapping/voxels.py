@@ -20,6 +20,7 @@ COUNT, WEIGHT = 0, 1
 POSITION, COLOUR, NORMAL = slice(2, 5), slice(5, 8), slice(8, 11)
 COLUMNS = 11
 NEVER = -1
+UNKNOWN = -1
 
 Keys = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -96,36 +97,40 @@ class VoxelTable:
 
     def rows(self, keys: Keys) -> Rows:
         """The rows of sorted unique keys, empty ones for new keys."""
-        found = np.empty(len(keys), np.int64)
-        for number, part in _by_block(keys):
-            found[part] = self._rows_in(number, keys[part])
+        parts = list(_by_block(keys))
+        found = np.full(len(keys), UNKNOWN, np.int64)
+        for number, part in parts:
+            if (block := self.blocks.get(number)) is not None:
+                position = np.minimum(block.keys.searchsorted(keys[part]), len(block.keys) - 1)
+                known = block.keys[position] == keys[part]
+                found[part] = np.where(known, block.rows[position], UNKNOWN)
+        new = found == UNKNOWN
+        if new.any():
+            found[new] = self._take(keys[new])
+            for number, part in parts:
+                if new[part].any():
+                    self._extend(number, keys[part][new[part]], found[part][new[part]])
         return found
 
-    def _rows_in(self, number: int, keys: Keys) -> Rows:
-        block = self.blocks.get(number)
-        if block is None:
-            rows = self._take(keys)
-            self.blocks[number] = Block(keys.copy(), rows)
-            return rows
-        position = np.searchsorted(block.keys, keys)
-        known = block.keys[np.minimum(position, len(block.keys) - 1)] == keys
-        rows = np.empty(len(keys), np.int64)
-        rows[known] = block.rows[position[known]]
-        if not known.all():
-            new = ~known
-            rows[new] = self._take(keys[new])
-            block.keys = np.insert(block.keys, position[new], keys[new])
-            block.rows = np.insert(block.rows, position[new], rows[new])
-        return rows
+    def _extend(self, number: int, keys: Keys, rows: Rows) -> None:
+        """Put new voxels into a block."""
+        if (block := self.blocks.get(number)) is None:
+            self.blocks[number] = Block(keys, rows)
+            return
+        keys, rows = np.concatenate([block.keys, keys]), np.concatenate([block.rows, rows])
+        order = keys.argsort(kind="stable")  # merges what is sorted in two pieces
+        block.keys, block.rows = keys[order], rows[order]
 
     def release(self, rows: Rows) -> None:
         """Forget the voxels of these rows."""
-        rows = rows[np.argsort(self.keys[rows])]
-        for number, part in _by_block(self.keys[rows]):
+        keys = self.keys[rows]
+        order = keys.argsort()
+        rows, keys = rows[order], keys[order]
+        for number, part in _by_block(keys):
             block = self.blocks[number]
-            position = np.searchsorted(block.keys, self.keys[rows[part]])
-            block.keys = np.delete(block.keys, position)
-            block.rows = np.delete(block.rows, position)
+            kept = np.ones(len(block.keys), bool)
+            kept[block.keys.searchsorted(keys[part])] = False
+            block.keys, block.rows = block.keys[kept], block.rows[kept]
             if not len(block.keys):
                 del self.blocks[number]
         self._free[self._free_count : self._free_count + len(rows)] = rows

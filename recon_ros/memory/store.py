@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,21 @@ from scipy.spatial.transform import Rotation
 from recon_ros.frame import Keyframe
 from recon_ros.geometry import pointmap, se3
 from recon_ros.geometry.surface import Surface
+from recon_ros.memory.spill import Spill, Usage
 
 SURFACES = 24
 """Surfaces kept ready for registration; they can always be made again from a keyframe's points."""
 MAX_DEPTH_RATIO = 1.6
+
+
+@dataclass(frozen=True, eq=False)
+class _Stack:
+    """Keyframes as arrays: (K,) ids, (K, 3) centres, (K, 4, 4) inverse poses, (K, 6) fx, fy, cx, cy and borders."""
+
+    ids: NDArray[np.int64]
+    centres: NDArray[np.float64]
+    T_keyframe_world: NDArray[np.float64]
+    lenses: NDArray[np.float64]
 
 
 class KeyframeStore:
@@ -26,14 +38,21 @@ class KeyframeStore:
 
     When the store is full the most redundant keyframe goes: of the two whose views are closest to each other, the
     one that is closer to its next neighbour. What it saw is what its neighbours saw, so that the map loses least.
+
+    Args:
+        max_keyframes: the bound.
+        spill: keeps what they hold within a bound of RAM; nobody does when None. A keyframe is the same object wherever
+            its arrays are.
     """
 
-    def __init__(self, max_keyframes: int) -> None:
+    def __init__(self, max_keyframes: int, spill: Spill | None = None) -> None:
         self._max = max_keyframes
+        self._spill = spill
         self._by_id: dict[int, Keyframe] = {}
         self._next_id = 0
         self._surfaces: OrderedDict[int, Surface | None] = OrderedDict()
-        self._stacked: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._stacked: _Stack | None = None
+        self._depths: dict[int, float] = {}
         self._submap: dict[int, int] = {}
         self._joined_to: dict[int, int] = {}
 
@@ -84,23 +103,33 @@ class KeyframeStore:
         assert keyframe.id == self._next_id, f"keyframe {keyframe.id} added where {self._next_id} was due"
         self._by_id[keyframe.id] = keyframe
         self._submap[keyframe.id] = submap
+        self._depths[keyframe.id] = _median_depth(keyframe)  # now, while its points are in RAM
         self._next_id += 1
         self._stacked = None
+        if self._spill is not None:
+            self._spill.add(keyframe)
 
     def restore(self, keyframes: Iterable[Keyframe], next_id: int) -> None:
         """Take over the keyframes of a saved map, ordered by id; `next_id` is above all ids that ever were in it."""
         self._by_id = {keyframe.id: keyframe for keyframe in keyframes}
         self._next_id = next_id
         self._submap, self._joined_to = dict.fromkeys(self._by_id, 0), {}
+        self._depths = {i: _median_depth(keyframe) for i, keyframe in self._by_id.items()}
         self._surfaces.clear()
         self._stacked = None
+        if self._spill is not None:
+            self._spill.restore(self.keyframes)
+
+    def median_depth(self, keyframe_id: int) -> float:
+        """Of what a keyframe sees, in its camera's unit; its points are not looked at again."""
+        return self._depths[keyframe_id]
 
     def surplus(self) -> Keyframe | None:
         """The keyframe to evict, or None while the bound holds. The two newest stay: they are being tracked."""
         if len(self._by_id) <= self._max:
             return None
         keyframes = self.keyframes
-        distance = _view_distances(keyframes)
+        distance = _view_distances(keyframes, np.array([self._depths[k.id] for k in keyframes]))
         np.fill_diagonal(distance, np.inf)
         distance[-2:, :] = np.inf
         submap = np.array([self.submap_of(k.id) for k in keyframes])
@@ -119,14 +148,44 @@ class KeyframeStore:
         copy = KeyframeStore(self._max)
         copy._by_id = {i: replace(k, T_world_camera=k.T_world_camera.copy()) for i, k in self._by_id.items()}
         copy._next_id, copy._submap, copy._joined_to = self._next_id, dict(self._submap), dict(self._joined_to)
+        copy._depths = dict(self._depths)
         return copy
+
+    def stay_by(self, keyframe_id: int) -> None:
+        """The camera is by this keyframe: what is far from it may leave RAM, what is near comes back (`spill`)."""
+        if self._spill is not None:
+            self._spill.settle(keyframe_id, functools.partial(self._nearest_first, keyframe_id))
+
+    def _nearest_first(self, keyframe_id: int) -> list[int]:
+        """All ids by the distance of centres; those of other submaps come last, newest first."""
+        stack = self._stack()
+        distance = np.linalg.norm(stack.centres - self._by_id[keyframe_id].T_world_camera[:3, 3], axis=1)
+        distance[~self._is_of(self.submap_of(keyframe_id), stack.ids)] = np.inf
+        newest_first = slice(None, None, -1)
+        ids: list[int] = stack.ids[newest_first][np.argsort(distance[newest_first], kind="stable")].tolist()
+        return ids
+
+    @property
+    def usage(self) -> Usage:
+        """Where what keyframes hold is."""
+        if self._spill is None:
+            return Usage(0, sum(k.nbytes for k in self._by_id.values()), 0, 0)
+        return self._spill.usage
+
+    def close(self) -> None:
+        """End what works beside the tracking; keyframes stay where they are, in RAM or on the disk."""
+        if self._spill is not None:
+            self._spill.close()
 
     def remove(self, keyframe_id: int) -> None:
         """Forget a keyframe."""
         del self._by_id[keyframe_id]
         self._submap.pop(keyframe_id, None)
         self._surfaces.pop(keyframe_id, None)
+        del self._depths[keyframe_id]
         self._stacked = None
+        if self._spill is not None:
+            self._spill.remove(keyframe_id)
 
     def surface(self, keyframe_id: int) -> Surface | None:
         """The keyframe's surface for registration, in its own frame; None when it has too few points."""
@@ -152,8 +211,8 @@ class KeyframeStore:
         """
         if not self._by_id or len(points) == 0:
             return np.zeros(0, np.int64), np.zeros(0)
-        ids, T_keyframe_world, lens = self._stack()
-        T = T_keyframe_world @ T_world_camera
+        stack = self._stack()
+        lens, T = stack.lenses, stack.T_keyframe_world @ T_world_camera
         moved = points @ np.swapaxes(T[:, :3, :3], 1, 2) + T[:, None, :3, 3]
         z = moved[..., 2]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -162,14 +221,16 @@ class KeyframeStore:
             ratio = z / (points[None, :, 2] * np.cbrt(np.linalg.det(T[:, :3, :3]))[:, None])
         seen = (z > 0) & (u >= -0.5) & (v >= -0.5) & (u <= lens[:, None, 4]) & (v <= lens[:, None, 5])
         seen &= (ratio < MAX_DEPTH_RATIO) & (ratio > 1 / MAX_DEPTH_RATIO)
-        submap = self.joined(submap)
-        if not any(self._submap.values()):
-            return ids, seen.mean(axis=1)
-        same = np.array([self.submap_of(i) == submap for i in ids.tolist()])
-        return ids, seen.mean(axis=1) * same
+        return stack.ids, seen.mean(axis=1) * self._is_of(self.joined(submap), stack.ids)
 
-    def _stack(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Ids, inverse poses and lenses as arrays; a few microseconds a keyframe, so made once per change."""
+    def _is_of(self, submap: int, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """(K,) which keyframes are of a submap, joined as they are."""
+        if not any(self._submap.values()):
+            return np.ones(len(ids), bool)
+        return np.array([self.submap_of(i) == submap for i in ids.tolist()], bool)
+
+    def _stack(self) -> _Stack:
+        """What is the same for all views; a few microseconds a keyframe, so made once per change."""
         if self._stacked is None:
             keyframes = self.keyframes
             lenses = [
@@ -183,18 +244,20 @@ class KeyframeStore:
                 )
                 for k in keyframes
             ]
-            self._stacked = (
+            poses = np.stack([k.T_world_camera for k in keyframes])
+            self._stacked = _Stack(
                 np.array([k.id for k in keyframes], dtype=np.int64),
-                se3.inverse(np.stack([k.T_world_camera for k in keyframes])),
+                poses[:, :3, 3],
+                se3.inverse(poses),
                 np.array(lenses, dtype=np.float64),
             )
         return self._stacked
 
 
-def _view_distances(keyframes: tuple[Keyframe, ...]) -> NDArray[np.float64]:
+def _view_distances(keyframes: tuple[Keyframe, ...], median_depths: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K, K) how different two views are: metres over the median depth, plus radians."""
     poses = np.stack([k.T_world_camera for k in keyframes])
-    depth = np.array([_median_depth(k) * se3.scale_of(k.T_world_camera) for k in keyframes])
+    depth = median_depths * np.array([se3.scale_of(k.T_world_camera) for k in keyframes])
     metres = np.linalg.norm(poses[:, None, :3, 3] - poses[None, :, :3, 3], axis=2)
     quaternions = Rotation.from_matrix(poses[:, :3, :3]).as_quat()
     angle = 2 * np.arccos(np.clip(np.abs(quaternions @ quaternions.T), 0, 1))

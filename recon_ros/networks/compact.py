@@ -35,6 +35,8 @@ from recon_ros.networks.hiera import Encoded
 
 CANONICAL_FOCAL = 0.8
 """Focal length per image width for which depth is predicted."""
+DESCRIPTORS = {"lite_xfeat": 64, "efficientnet_lite0": 0, "hiera": 0, "scratch": 0}
+"""The encoders there are, and how many of the last channels of their f8 are descriptors to match already."""
 SURE_SCALE = 0.1
 """Expected error of the logarithm of depth at which confidence is one half."""
 NEW_VIEW = (0.12, math.cos(math.radians(15.0)))
@@ -46,7 +48,8 @@ class CompactConfig:
     """Quantities of a compact network.
 
     Attributes:
-        encoder: ``hiera`` (SAM2's tiny one), ``efficientnet_lite0``, or ``scratch``.
+        encoder: one of `DESCRIPTORS`: ``lite_xfeat`` (EfficientNet-lite0 and XFeat), ``efficientnet_lite0`` alone,
+            ``hiera`` (SAM2's tiny one), or ``scratch``.
         encoder_blocks: of hiera's third stage.
         width, height: of the images it is trained on, pixels, multiples of 32.
         slots: of memory: the image before, and keyframes.
@@ -59,12 +62,12 @@ class CompactConfig:
         memory: the network remembers; False for the ablation.
     """
 
-    encoder: str = "hiera"
+    encoder: str = "lite_xfeat"
     encoder_blocks: int = 6
     width: int = 256
     height: int = 192
     slots: int = 4
-    match_dim: int = 24
+    match_dim: int = 32
     planes: int = 40
     near: float = 0.25
     far: float = 16.0
@@ -150,21 +153,31 @@ class Compact(nn.Module):
         self.encoder, (c8, c16) = build_encoder(config)
         self.stem1 = nn.Conv2d(3, config.fine // 2, 3, stride=2, padding=1)
         self.stem2 = nn.Conv2d(config.fine // 2, config.fine, 3, stride=2, padding=1)
-        self.norm8, self.norm16 = ChannelNorm(c8), ChannelNorm(c16)
+        given = DESCRIPTORS[config.encoder]
+        self.norm8, self.norm16 = ChannelNorm(c8 - given), ChannelNorm(c16)
         self.to_tokens = nn.Conv2d(c16, config.tokens, 1)
         self.of_ray = nn.Sequential(nn.Linear(5, 64), nn.GELU(), nn.Linear(64, config.tokens))
         self.tokens = nn.ModuleList(TokenBlock(config.tokens, 6) for _ in range(config.token_blocks))
         self.to_context = nn.Conv2d(config.tokens, config.context, 1)
         self.skip8 = nn.Conv2d(c8, config.context, 1)
-        self.match8, self.match16 = nn.Conv2d(c8, 96, 1), nn.Conv2d(c16, 96, 1)
+        self.match8, self.match16 = nn.Conv2d(c8 - given, 96, 1), nn.Conv2d(c16, 96, 1)
         self.match_out = nn.Sequential(
             nn.GELU(), nn.Conv2d(96, 96, 3, padding=1), nn.GELU(), nn.Conv2d(96, config.match_dim, 1)
         )
+        self.match_given = nn.Conv2d(given, config.match_dim, 1, bias=False) if given else None
+        if self.match_given is not None:
+            # To begin with, descriptors are matched as they are, in fewer dimensions.
+            nn.init.orthogonal_(self.match_given.weight)
+            last = self.match_out[-1]
+            nn.init.normal_(last.weight, std=1e-3)
+            nn.init.zeros_(last.bias)
         self.locator = Locator()
         self.swept = nn.Conv2d(3 * config.planes, config.context, 1)
         self.join = nn.Conv2d(2 * config.context, config.context, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(config.context, dilation) for dilation in _dilations(config.blocks))
         self.to_planes = nn.Conv2d(config.context, config.planes, 1)
+        # What memory says of a plane speaks for that plane, in any world; only how much of it is to be learned.
+        self.direct = nn.Parameter(torch.tensor([6.0, 3.0, 0.0]))
         self.to_fine = nn.Conv2d(config.context, config.fine, 1)
         self.fine1 = nn.Conv2d(2 * config.fine, config.fine, 3, padding=1)
         self.fine2 = ResidualBlock(config.fine)
@@ -182,7 +195,10 @@ class Compact(nn.Module):
     def see(self, image: Tensor, encoded: Encoded, K: Tensor) -> Seen:
         """What is learned of an image alone: (B, 3, H, W) in [0, 1], and its camera (B, 4)."""
         dtype = self.stem2.weight.dtype
-        f8, f16 = self.norm8(encoded.f8.to(dtype)), self.norm16(encoded.f16.to(dtype))
+        f8, f16 = encoded.f8.to(dtype), self.norm16(encoded.f16.to(dtype))
+        given = DESCRIPTORS[self.config.encoder]
+        f8, descriptors = f8.split([f8.shape[1] - given, given], dim=1)
+        f8 = self.norm8(f8)
         fine = self.stem2(F.gelu(self.stem1(image - 0.5)).to(dtype))
         x = self.to_tokens(f16)
         batch, channels, height, width = x.shape
@@ -194,8 +210,10 @@ class Compact(nn.Module):
         for block in self.tokens:
             x = block(x)
         x = x.transpose(1, 2).reshape(batch, channels, height, width).to(dtype)
-        context = self.skip8(f8) + doubled(self.to_context(x))
+        context = self.skip8(torch.cat([f8, descriptors], dim=1) if given else f8) + doubled(self.to_context(x))
         match = self.match_out(self.match8(f8) + doubled(self.match16(f16)))
+        if self.match_given is not None:
+            match = match + self.match_given(descriptors)
         descriptor = f16.float().mean(dim=(2, 3))
         return Seen(unit(match.float()), context, fine, unit(descriptor))
 
@@ -244,7 +262,9 @@ class Compact(nn.Module):
         for block in self.blocks:
             x = block(x)
         y = self.fine2(F.gelu(self.fine1(torch.cat([doubled(self.to_fine(x)), seen.fine], dim=1))))
-        return Decoded(self.to_planes(x), self.out(y))
+        answers = found.reshape(len(found), 3, self.config.planes, *found.shape[2:])
+        directly = (answers * self.direct.float()[:, None, None, None]).sum(dim=1)
+        return Decoded(self.to_planes(x).float() + directly, self.out(y))
 
     def finish(self, decoded: Decoded, K: Tensor) -> Measured:
         """Depth and its expected error, in float32."""
@@ -341,6 +361,9 @@ def build_encoder(config: CompactConfig) -> tuple[nn.Module, tuple[int, int]]:
 
         trunk = HieraConfig(blocks=config.encoder_blocks)
         return Hiera(trunk), trunk.channels
+    if config.encoder == "lite_xfeat":
+        pair = LiteXFeat()
+        return pair, pair.channels
     if config.encoder == "efficientnet_lite0":
         from recon_ros.networks.efficientnet_lite import EfficientNetLite
 
@@ -348,7 +371,31 @@ def build_encoder(config: CompactConfig) -> tuple[nn.Module, tuple[int, int]]:
         return lite, lite.channels
     if config.encoder == "scratch":
         return ScratchEncoder(), (96, 192)
-    raise ValueError(f"no encoder is called {config.encoder!r}; there are hiera, efficientnet_lite0, scratch")
+    raise ValueError(f"no encoder is called {config.encoder!r}; there are {', '.join(DESCRIPTORS)}")
+
+
+class LiteXFeat(nn.Module):
+    """EfficientNet-lite0, which was taught what things are, and XFeat, which was taught where they are again.
+
+    f8 is the one's 40 channels and the other's 64 descriptors, f16 the first's 432.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from recon_ros.networks.efficientnet_lite import EfficientNetLite
+        from recon_ros.networks.xfeat import XFeat
+
+        self.lite = EfficientNetLite(context=True)
+        self.xfeat = XFeat()
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of `Encoded.f8` and `Encoded.f16`."""
+        return 40 + 64, 432
+
+    def forward(self, image: Tensor) -> Encoded:
+        seen = self.lite(image)
+        return Encoded(torch.cat([seen.f8, self.xfeat(image).to(seen.f8.dtype)], dim=1), seen.f16)
 
 
 class ScratchEncoder(nn.Module):

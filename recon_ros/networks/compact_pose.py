@@ -83,7 +83,8 @@ class Locator(nn.Module):
         T_camera_anchor = invert(T_start)
         flat, seen, weight = points.reshape(batch, -1, 3), pixels.reshape(batch, -1, 2), weights.reshape(batch, -1)
         for scale in ROBUST:
-            T_camera_anchor = _step(T_camera_anchor, flat, seen, weight, K, scale)
+            # Where it has converged, one step has the gradient of the solution; those before it only amplify noise.
+            T_camera_anchor = _step(T_camera_anchor.detach(), flat, seen, weight, K, scale)
         return Located(
             orthonormal(invert(T_camera_anchor)),
             points,

@@ -25,6 +25,7 @@ from recon_ros.geometry.camera import Camera
 ENCODINGS = {("uint8", 3): "rgb8", ("uint8", 1): "mono8", ("uint16", 1): "16UC1", ("float32", 1): "32FC1"}
 
 XYZRGB = ("x", "y", "z", "rgb")
+_DATATYPES = {"label": PointField.UINT32, "block": PointField.UINT32}
 
 
 def time_message(stamp_ns: int) -> Time:
@@ -71,16 +72,21 @@ def cloud_message(
     stamp_ns: int,
     frame_id: str,
     confidence: NDArray[np.float32] | None = None,
+    labels: NDArray[np.uint32] | None = None,
+    blocks: NDArray[np.uint32] | None = None,
 ) -> PointCloud2:
-    """sensor_msgs/PointCloud2 of (N, 3) finite points in metres, (N, 3) RGB and, if given, (N,) confidence.
+    """sensor_msgs/PointCloud2 of (N, 3) finite points in metres, (N, 3) RGB and what else is given, (N,) each.
 
-    16 bytes a point, 20 with confidence. The colour is PCL's: 0x00RRGGBB in the bits of a float named
-    ``rgb``.
+    16 bytes a point, and 4 for each further field: ``confidence``, ``label`` (PCL's uint32), ``block`` (uint32). The
+    colour is PCL's: 0x00RRGGBB in the bits of a float named ``rgb``.
     """
-    names = XYZRGB if confidence is None else (*XYZRGB, "confidence")
+    given = {"confidence": confidence, "label": labels, "block": blocks}
+    besides = {name: values for name, values in given.items() if values is not None}
+    names = (*XYZRGB, *besides)
     message = PointCloud2(header=header(stamp_ns, frame_id))
     message.fields = [
-        PointField(name=name, offset=4 * i, datatype=PointField.FLOAT32, count=1) for i, name in enumerate(names)
+        PointField(name=name, offset=4 * i, datatype=_DATATYPES.get(name, PointField.FLOAT32), count=1)
+        for i, name in enumerate(names)
     ]
     message.height, message.width = 1, len(points)
     message.point_step = 4 * len(names)
@@ -94,8 +100,8 @@ def cloud_message(
     if len(points):
         bgra = cv2.cvtColor(colours.reshape(1, -1, 3), cv2.COLOR_RGB2BGRA).view("<u4").ravel()
         np.bitwise_and(bgra, 0x00FFFFFF, out=packed.view("<u4")[:, 3])
-    if confidence is not None:
-        packed[:, 4] = confidence
+    for column, values in enumerate(besides.values(), len(XYZRGB)):
+        packed.view(values.dtype.newbyteorder("<"))[:, column] = values
     return message
 
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Stream:
         subscription: rclpy's.
         last: monotonic seconds of the last message, or of the beginning.
         received: how many messages came.
+        is_expected: its silence is worth a word; else it speaks when it has something to say.
     """
 
     topic: Topic
@@ -37,10 +38,14 @@ class Stream:
     subscription: Any
     last: float
     received: int = 0
+    is_expected: bool = True
 
 
 class Inputs:
-    """Subscribes to what the configuration names, and holds the first images back until they have a calibration."""
+    """Subscribes to what the configuration names, and holds the first images back until they have a calibration.
+
+    `besides` are topics that no image waits for, and who takes their messages.
+    """
 
     def __init__(
         self,
@@ -49,7 +54,9 @@ class Inputs:
         intake: Intake,
         statistics: Statistics,
         deliver: Callable[[Pair], None],
+        besides: Mapping[Topic, Callable[[Any], None]] | None = None,
     ) -> None:
+        self._besides = besides or {}
         self._node, self._config, self._intake = node, config, intake
         self._statistics, self._deliver = statistics, deliver
         self._held: list[Pair] = []
@@ -65,6 +72,10 @@ class Inputs:
         self._subscribe(interface.IMAGE if raw else interface.IMAGE_COMPRESSED, self._on_image)
         if self._config.use_depth:
             self._subscribe(interface.DEPTH if raw_depth else interface.DEPTH_COMPRESSED, self._on_depth)
+        if self._intake.config.mask:
+            self._subscribe(interface.MASK, self._on_mask)
+        for topic, take in self._besides.items():
+            self._subscribe(topic, take, is_expected=False)
 
     def close(self) -> None:
         """Unsubscribe."""
@@ -78,9 +89,9 @@ class Inputs:
         """Seconds that images have been held back for want of a calibration; 0 when they are not."""
         return 0.0 if self._held_since is None else time.monotonic() - self._held_since
 
-    def _subscribe(self, topic: Topic, store: Callable[[Any], None]) -> None:
+    def _subscribe(self, topic: Topic, store: Callable[[Any], None], is_expected: bool = True) -> None:
         name = full_name(self._node, topic.name)
-        profile = qos.make("replay" if self._config.queue == "all" else topic.qos)
+        profile = qos.make("replay" if self._config.queue == "all" and topic.qos == "sensor" else topic.qos)
 
         def take(message: Any) -> None:
             stream.last = time.monotonic()
@@ -94,7 +105,7 @@ class Inputs:
             )
         except Exception:  # a middleware that cannot tell of lost messages raises its own kind of error
             subscription = self._node.create_subscription(topic.type, name, take, profile, **options)
-        stream = Stream(topic, name, profile, subscription, time.monotonic())
+        stream = Stream(topic, name, profile, subscription, time.monotonic(), is_expected=is_expected)
         self.streams.append(stream)
 
     def _loss_events(self) -> Any:
@@ -127,6 +138,9 @@ class Inputs:
 
     def _on_depth(self, message: Any) -> None:
         self._pass_on(self._intake.on_depth(message))
+
+    def _on_mask(self, message: Any) -> None:
+        self._pass_on(self._intake.on_mask(message))
 
     def _pass_on(self, pairs: list[Pair]) -> None:
         for pair in pairs:

@@ -52,9 +52,41 @@ DEPTH_COMPRESSED = Topic(
     "use_depth, depth_transport: compressed",
     "PNG; remap `depth`, the suffix follows",
 )
+MASK = Topic(
+    "mask",
+    Image,
+    "sensor",
+    "input.mask",
+    "mono8 with the image's stamp; pixels that are not 0 stay out of tracking and map, images wait for it",
+)
+OBJECT_MASK = Topic(
+    "object_mask",
+    Image,
+    "sensor",
+    "always",
+    "mono8 or mono16 with an image's stamp, 0 or labels: what ~/object_points shows; excludes nothing",
+)
 ODOM = Topic("odom", Odometry, "sensor", "odom_source: topic", "pose prior, and the source of odom → base")
+INITIAL_POSE = Topic(
+    "initialpose",
+    PoseWithCovarianceStamped,
+    "standard",
+    "always",
+    "base in `map_frame`, as from rviz's 2D Pose Estimate: where a lost camera is looked for first; with `mode` "
+    "localization a tracked one, too",
+)
 
-SUBSCRIPTIONS = (IMAGE, IMAGE_COMPRESSED, CAMERA_INFO, DEPTH, DEPTH_COMPRESSED, ODOM)
+SUBSCRIPTIONS = (
+    IMAGE,
+    IMAGE_COMPRESSED,
+    CAMERA_INFO,
+    DEPTH,
+    DEPTH_COMPRESSED,
+    MASK,
+    OBJECT_MASK,
+    ODOM,
+    INITIAL_POSE,
+)
 
 ODOMETRY = Topic(
     "~/odometry",
@@ -73,7 +105,13 @@ PATH = Topic(
 )
 DEPTH_OUT = Topic("~/depth/image", Image, "large", "every processed frame", "32FC1 metres, NaN where there is none")
 DEPTH_INFO = Topic("~/depth/camera_info", CameraInfo, "large", "with ~/depth/image", "pinhole of that image")
-CONFIDENCE = Topic("~/confidence/image", Image, "large", "every processed frame", "32FC1 of the depth image's size")
+CONFIDENCE = Topic(
+    "~/confidence/image",
+    Image,
+    "large",
+    "every processed frame",
+    "32FC1 of the depth image's size; 0 where `mask` excludes",
+)
 POINTS = Topic(
     "~/points",
     PointCloud2,
@@ -81,12 +119,27 @@ POINTS = Topic(
     "every keyframe",
     "x y z rgb confidence in `points_frame`, strided, only confident points",
 )
+OBJECT_POINTS = Topic(
+    "~/object_points",
+    PointCloud2,
+    "large",
+    "every `object_mask`",
+    "x y z rgb confidence label of all pixels of the object, in the camera's frame, at the image's stamp",
+)
 MAP = Topic(
     "~/map",
     PointCloud2,
     "latched",
     "every `map_publish_period` if it changed",
     "x y z rgb in `map_frame`, at most `map.max_points`",
+)
+MAP_UPDATES = Topic(
+    "~/map_updates",
+    PointCloud2,
+    "standard",
+    "every `map_publish_period`, what changed",
+    "x y z rgb block in `map_frame`: all points of each block that changed, in place of what was known of it, or one "
+    "point of NaN when nothing is left; all blocks for whoever begins to listen",
 )
 KEYFRAMES = Topic(
     "~/keyframes",
@@ -114,7 +167,9 @@ PUBLICATIONS = (
     DEPTH_INFO,
     CONFIDENCE,
     POINTS,
+    OBJECT_POINTS,
     MAP,
+    MAP_UPDATES,
     KEYFRAMES,
     STATUS,
     DIAGNOSTICS,

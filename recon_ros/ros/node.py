@@ -122,7 +122,11 @@ class ReconNode(LifecycleNode):
         count_drops = functools.partial(self._statistics.count, "dropped")
         self._worker: Worker[Pair] = Worker(pipeline.handle, pipeline.failed, count_drops, node_config.queue)
         pipeline.cancelled = lambda: not self._worker.running
-        self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver)
+        besides = {
+            interface.OBJECT_MASK: functools.partial(self._hand_over, pipeline.objects.add_mask),
+            interface.INITIAL_POSE: functools.partial(self._hand_over, pipeline.take_initial_pose),
+        }
+        self._inputs = Inputs(self, node_config, pipeline.intake, self._statistics, self._deliver, besides)
         self._watchdog = Watchdog(self, self._inputs, node_config)
         self._diagnostics = Diagnostics(
             self, self._statistics, self._inputs, self._watchdog, lambda: pipeline.state, lambda: pipeline.engine
@@ -141,7 +145,8 @@ class ReconNode(LifecycleNode):
         self._every(STATUS_PERIOD_S, self._tell)
         self._every(WATCH_PERIOD_S, self._watchdog.look)
         self._every(KEEP_ALIVE_PERIOD_S, pipeline.frames.keep_alive)
-        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map))
+        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map, self._drawer))
+        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map_updates, self._drawer))
         self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_path))
         self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_keyframes))
 
@@ -187,6 +192,10 @@ class ReconNode(LifecycleNode):
         else:
             self._worker.offer(pair)
 
+    def _hand_over(self, take: Callable[[Any], None], message: Any) -> None:
+        """Have the worker take a message that no frame waits for."""
+        self._worker.submit(functools.partial(take, message)).add_done_callback(self._say_failure)
+
     def _apply(self, config: Config, node_config: NodeConfig) -> None:
         pipeline = self._pipeline
         if pipeline is not None:
@@ -219,6 +228,9 @@ class ReconNode(LifecycleNode):
             self._undo.callback(self.destroy_service, service)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="recon_writer")
         self._undo.callback(self._writer.shutdown)
+        # Reading the whole cloud takes as long as it is large, and tracking must not wait for it.
+        self._drawer = ThreadPoolExecutor(1, thread_name_prefix="recon_drawer")
+        self._undo.callback(self._drawer.shutdown)
 
     async def _on_reset(self, request: Any, response: Any) -> Any:
         return await self._answer(response, self._reset())
@@ -303,15 +315,20 @@ class ReconNode(LifecycleNode):
         if pipeline.seconds_since_status() > STATUS_PERIOD_S / 2:
             pipeline.publish_status()
 
-    def _refresh(self, publish: Callable[[], None]) -> None:
-        """Have the worker publish something that is derived from the whole map, unless it is at it already."""
+    def _refresh(self, publish: Callable[[], None], thread: ThreadPoolExecutor | None = None) -> None:
+        """Have the worker, or another thread, publish what is derived from the whole map, unless it still does."""
         name = publish.__name__
         if name not in self._refreshing:
             self._refreshing.add(name)
-            self._worker.submit(publish).add_done_callback(functools.partial(self._refreshed, name))
+            job = (thread or self._worker).submit(publish)
+            job.add_done_callback(functools.partial(self._refreshed, name))
 
     def _refreshed(self, name: str, job: Job[None]) -> None:
         self._refreshing.discard(name)
+        self._say_failure(job)
+
+    def _say_failure(self, job: Job[None]) -> None:
+        """What nobody waits for may fail, but not unheard."""
         if not job.cancelled() and isinstance(error := job.exception(), Exception):
             self._active_pipeline.failed(error)
 

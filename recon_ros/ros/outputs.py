@@ -60,6 +60,11 @@ class Outputs:
         """Whether anybody listens."""
         return bool(self._publishers[topic.name].get_subscription_count())
 
+    def listeners(self, topic: Topic) -> frozenset[bytes]:
+        """Who listens, by id."""
+        name = self._publishers[topic.name].topic_name
+        return frozenset(bytes(info.endpoint_gid) for info in self._node.get_subscriptions_info_by_topic(name))
+
     def publish(self, topic: Topic, message: Any) -> None:
         self._publishers[topic.name].publish(message)
 
@@ -94,7 +99,7 @@ class Outputs:
             return
         s, frame = self.points_stride, camera_frame
         points, confidence = update.prediction.points_self[::s, ::s], confidence[::s, ::s]
-        keep = np.isfinite(points).all(axis=-1) & (confidence >= self.min_confidence)
+        keep = np.isfinite(points).all(axis=-1) & (confidence > 0) & (confidence >= self.min_confidence)
         points, confidence, colours = points[keep], confidence[keep], update.image[::s, ::s][keep]
         if self._config.points_frame == "map":
             points, frame = se3.transform(poses.T_map_camera, points), self._config.map_frame

@@ -7,6 +7,7 @@ import dataclasses
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,10 @@ from recon_ros.mapping.atlas import Atlas
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import interface, odometry, tf
 from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
+from recon_ros.ros.initial_pose import pose_of_base
+from recon_ros.ros.map_updates import MapUpdates
 from recon_ros.ros.mount import Mount, mount_from_text
+from recon_ros.ros.objects import Objects
 from recon_ros.ros.outputs import Outputs
 from recon_ros.ros.path import PathBuilder
 from recon_ros.ros.statistics import Statistics, Throttle
@@ -32,12 +36,13 @@ from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source, sta
 NEW_BEGINNING = "stamp_jump"
 """The intake's word for a stamp far back: the frame is not skipped but the first of a new beginning."""
 
-TOLD_OTHERWISE = (NEW_BEGINNING, "engine_building")
+TOLD_OTHERWISE = (NEW_BEGINNING, "engine_building", "initialpose")
 """Reasons that have a line of their own in the log."""
 
 
 class Pipeline:
-    """The core and everything that feeds on it. After `__init__`, for the worker's thread only.
+    """The core and everything that feeds on it. After `__init__`, for the worker's thread only; but `publish_map` and
+    `publish_map_updates` are for a thread of their own.
 
     Raises:
         ConfigError, NetworkError: when the configuration cannot be run.
@@ -62,9 +67,12 @@ class Pipeline:
         self.frames = Frames(node, node_config, self.tf)
         self.odometry = odometry.make(node, node_config, self.tf)
         self.outputs = Outputs(node, node_config, config.map.min_confidence)
+        self.objects = Objects(self.outputs, self.intake, statistics, self._log.warning, tolerance_ns)
+        self.map_updates = MapUpdates()
         self.path = PathBuilder(node_config.map_frame, node_config.path_max_size)
         self.cancelled: Callable[[], bool] = lambda: False
         self.paused = False
+        self._said_pose: se3.Matrix | None = None
         self._throttle = Throttle()
         self._faults: set[str] = set()
         self._foreign: set[tuple[str, str]] = set()
@@ -123,16 +131,33 @@ class Pipeline:
         T_odom_base = self.odometry.at(frame.stamp_ns, self.cancelled)
         if T_odom_base is not None and T_base_camera is not None:
             frame = dataclasses.replace(frame, T_odom_camera=T_odom_base @ T_base_camera)
+        if self._said_pose is not None and T_base_camera is not None:
+            self._look_near(self._said_pose @ T_base_camera)
         before = time.monotonic()
         update = self.reconstructor.process(frame)
         inference_ms = (time.monotonic() - before) * 1e3
         poses = None
         if T_base_camera is not None:  # otherwise TF is still given time to tell; the map grows meanwhile
             poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose)
-        self._publish(update, poses)
+        self._publish(frame, update, poses)
         self._note(update, frame.image.shape[:2], inference_ms, self._latency_ms(update.stamp_ns, started))
 
-    def _publish(self, update: Update, poses: Poses | None) -> None:
+    def _look_near(self, T_map_camera: se3.Matrix) -> None:
+        """Pass on what initialpose says, and say whether it is any use."""
+        self._said_pose = None
+        state = self.reconstructor.state
+        used = self.reconstructor.hint(se3.inverse(self._T_map_world) @ T_map_camera)
+        if used:
+            self._log.info("initialpose: the camera is looked for near there first")
+        elif state is State.INITIALIZING:
+            self._log.warning("initialpose is not used: there is no map yet; load one with ~/load_map or map.load")
+        else:
+            self._log.warning(
+                "initialpose is not used: the camera is tracked in a map that grows; set mode to localization (or call "
+                "~/localize_only) to have it looked for elsewhere"
+            )
+
+    def _publish(self, frame: Frame, update: Update, poses: Poses | None) -> None:
         confidence = self.reconstructor.source.card.normalised(update.prediction.confidence)
         self.frames.broadcast(update.stamp_ns, poses)
         if poses is None:
@@ -142,6 +167,9 @@ class Pipeline:
             if update.keyframe_id is not None:
                 self.outputs.points(update, poses, confidence, self.mount.camera_frame)
         self.outputs.images(update, confidence, self.mount.camera_frame)
+        height, width = frame.image.shape[:2]
+        grid = self.reconstructor.grid(width, height)
+        self.objects.add_frame(frame, update, confidence, grid, self.mount.camera_frame)
         self._last_stamp_ns = update.stamp_ns
         self.publish_keyframes()
 
@@ -193,13 +221,26 @@ class Pipeline:
             self.statistics.points = len(cloud)
             self.outputs.map(cloud, self._T_map_world, self._last_stamp_ns)
 
+    def publish_map_updates(self) -> None:
+        """~/map_updates, if somebody listens who does not have what is there."""
+        if not (self._has_begun and self.outputs.wanted(interface.MAP_UPDATES)):
+            return
+        since = self.map_updates.since(self.outputs.listeners(interface.MAP_UPDATES))
+        if since == self.reconstructor.map_version:
+            return
+        changes = self.reconstructor.map_changes(since)
+        frame = self.node_config.map_frame
+        message = self.map_updates.message(changes, self._T_map_world, self._last_stamp_ns, frame)
+        if message is not None:
+            self.outputs.publish(interface.MAP_UPDATES, message)
+
     def _keyframe_poses(self) -> NDArray[np.float64]:
         """(N, 4, 4) T_world_camera by id, without scale."""
         return rigid(np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4))
 
     def _is_due(self, topic: interface.Topic) -> bool:
         """Whether a latched topic has something new and a listener; if so it is taken for published."""
-        if self.mount.T_base_camera is None or not self.outputs.wanted(topic):
+        if not (self._has_begun and self.outputs.wanted(topic)):
             return False
         frames = self.statistics.counts["processed"] if topic is interface.PATH else 0
         version = (self._epoch, self.reconstructor.map_version, frames)
@@ -207,6 +248,11 @@ class Pipeline:
             return False
         self._published[topic.name] = version
         return True
+
+    @property
+    def _has_begun(self) -> bool:
+        """A frame has been published: where the camera sits is known, and a stamp for what is derived from the map."""
+        return self.mount.T_base_camera is not None and self._last_stamp_ns > 0
 
     @property
     def _T_map_world(self) -> se3.Matrix:
@@ -219,6 +265,15 @@ class Pipeline:
         return se3.inverse(self._T_map_world)
 
     # -- commands --------------------------------------------------------------------------------------------
+
+    def take_initial_pose(self, message: Any) -> None:
+        """A geometry_msgs/PoseWithCovarianceStamped; it waits for a frame, which may be the first."""
+        try:
+            self._said_pose = pose_of_base(message, self.node_config.map_frame)
+        except InputError as error:
+            self.intake.skip(error)
+            if self._throttle.passes(str(error)):  # a person waits for the answer to each click
+                self._log.warning(str(error))
 
     def reset(self) -> None:
         """Forget map, poses and memory; the source stays loaded. Latched topics will show the empty map."""
@@ -248,9 +303,11 @@ class Pipeline:
         self.odometry.clear()
         self.tf.clear()
         self.outputs.forget()
+        self.objects.clear()
 
     def _turn_to_map(self) -> None:
         """Another map is the map now."""
+        self._said_pose = None
         self.statistics.forget_map()
         self._note_map()
         self._epoch += 1

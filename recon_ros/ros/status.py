@@ -63,6 +63,7 @@ def status_message(
         "frames_skipped": sum(skipped.values()),
         "lost_in_transport": counts["lost_in_transport"],
         "errors": counts["errors"],
+        "object_masks_unpaired": counts["object_masks_unpaired"],
         "keyframes": statistics.keyframes,
         "loops": statistics.loops,
         "submaps": statistics.submaps,

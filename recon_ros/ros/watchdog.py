@@ -29,7 +29,7 @@ class Watchdog:
         """Warn of every silent topic, again every half minute, and say when it is back."""
         for stream in self._inputs.streams:
             quiet = time.monotonic() - stream.last
-            if quiet < self._limit(stream):
+            if not stream.is_expected or quiet < self._limit(stream):
                 self._forget(stream.name)
             else:
                 what = "nothing yet" if stream.received == 0 else "nothing any more"

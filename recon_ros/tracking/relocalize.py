@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a camera that knows nothing is: the keyframes that look alike, verified, and asked to agree."""
+"""Where a camera that knows nothing is: keyframes that look alike, or are near a hint, verified and asked to agree."""
 
 from __future__ import annotations
 
@@ -48,6 +48,62 @@ class InTurn:
         ids = [keyframe.id for keyframe in self.store.keyframes]
         turn = (-1 - (self.first + i) for i in range(min(count, len(ids))))
         return [Candidate(ids[i % len(ids)], 0.0) for i in turn]
+
+
+@dataclass(frozen=True)
+class Near:
+    """Names keyframes from where a camera is said to be outwards, whatever the view, and then anew.
+
+    Attributes:
+        store: keyframes; those of submaps that have no place in the map yet are left out.
+        T_world_camera: (4, 4) where it is said to be.
+        depth: so many units of the map are as far away as one radian between the optical axes.
+        first: how many have been named before.
+    """
+
+    store: KeyframeStore
+    T_world_camera: NDArray[np.float64]
+    depth: float
+    first: int = 0
+
+    def query(
+        self, features: Features, descriptor: NDArray[np.float32] | None = None, *, count: int = 10
+    ) -> list[Candidate]:
+        """The next `count` keyframes."""
+        placed = [k for k in self.store.keyframes if self.store.submap_of(k.id) == 0]
+        if not placed:
+            return []
+        poses = np.stack([k.T_world_camera for k in placed])
+        metres = np.linalg.norm(poses[:, :3, 3] - self.T_world_camera[:3, 3], axis=1)
+        axes = poses[:, :3, 2] / np.linalg.norm(poses[:, :3, 2], axis=1, keepdims=True)
+        angle = np.arccos(np.clip(axes @ self.T_world_camera[:3, 2], -1, 1))
+        distance = metres / self.depth + angle
+        order = np.argsort(distance, kind="stable")
+        turn = (order[(self.first + i) % len(order)] for i in range(min(count, len(order))))
+        return [Candidate(placed[i].id, -float(distance[i])) for i in turn]
+
+
+@dataclass(eq=False)
+class Hint:
+    """Where somebody says that a camera is which is looked for.
+
+    Attributes:
+        T_world_camera: (4, 4), when it was said.
+        T_odom_camera: (4, 4) the first odometry since then, or None.
+        asked: keyframes that have been asked, the nearest first.
+    """
+
+    T_world_camera: NDArray[np.float64]
+    T_odom_camera: NDArray[np.float64] | None = None
+    asked: int = 0
+
+    def now(self, T_odom_camera: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """(4, 4) T_world_camera, moved along with odometry where there is some."""
+        if T_odom_camera is None:
+            return self.T_world_camera
+        if self.T_odom_camera is None:
+            self.T_odom_camera = T_odom_camera
+        return self.T_world_camera @ se3.inverse(self.T_odom_camera) @ T_odom_camera
 
 
 @dataclass(frozen=True, eq=False)

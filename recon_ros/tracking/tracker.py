@@ -18,7 +18,8 @@ from recon_ros.geometry.surface import register
 from recon_ros.geometry.two_view import VerifySettings
 from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.store import KeyframeStore
-from recon_ros.tracking.relocalize import MARGIN, InTurn, relocalize
+from recon_ros.tracking import unit
+from recon_ros.tracking.relocalize import MARGIN, Hint, InTurn, Near, Proposals, relocalize
 from recon_ros.tracking.view import View
 
 SEARCH_RADIUS = 12.0
@@ -50,6 +51,7 @@ class Track:
         inliers: keypoints that support the pose.
         confidence: their share of all keypoints that were matched, [0, 1].
         information: (6, 6) of a right perturbation (v, ω) of the pose, in the camera frame.
+        scale: units of the world in one of the frame's points; 1 for sources that know the metre.
     """
 
     T_world_camera: Matrix
@@ -58,6 +60,12 @@ class Track:
     inliers: int
     confidence: float
     information: Matrix
+    scale: float = 1.0
+
+    @property
+    def T_world_view(self) -> Matrix:
+        """(4, 4) Sim(3) that maps points of the frame, in its unit, to the world."""
+        return se3.scaled(self.T_world_camera, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +85,7 @@ class _Previous:
     features: Features
     T_world_camera: Matrix
     T_odom_camera: Matrix | None
+    scale: float = 1.0
 
 
 class Tracker:
@@ -96,6 +105,7 @@ class Tracker:
         self._interrupted = False
         self._last_seen: int | None = None
         self._next_candidate = 0
+        self._hint: Hint | None = None
         self._reference_id: int | None = None
         self._connected: Connected | None = None
         self.was_interrupted = False
@@ -116,6 +126,10 @@ class Tracker:
         """
         self._previous, self._interrupted, self._last_seen = None, True, last_seen
 
+    def hint(self, T_world_camera: Matrix) -> None:
+        """Somebody says where the camera is: near there it is looked for first, until it is found."""
+        self._hint = Hint(T_world_camera)
+
     def expected(self, view: View, T_odom_camera: Matrix | None) -> Matrix:
         """Where a camera that is lost may be: where it was last, or where odometry has taken it since."""
         return np.eye(4) if self._previous is None else self._predicted(view, self._previous, T_odom_camera)
@@ -124,7 +138,9 @@ class Tracker:
         """The map around the last tracked frame has moved: it goes along; motion relative to it stays."""
         previous = self._previous
         if previous is not None:
-            self._previous = replace(previous, T_world_camera=T_after_before @ previous.T_world_camera)
+            scale = previous.scale * se3.scale_of(T_after_before)
+            T_world_camera = se3.rigid(T_after_before @ previous.T_world_camera)
+            self._previous = replace(previous, T_world_camera=T_world_camera, scale=scale)
 
     def track(
         self,
@@ -155,7 +171,7 @@ class Tracker:
         self._reference_id = track.reference_id
         self.was_interrupted = self._interrupted
         self._velocity = self._measured_velocity(view, track.T_world_camera)
-        self._remember(view, track.T_world_camera, T_odom_camera)
+        self._remember(view, track.T_world_camera, T_odom_camera, track.scale)
         return track
 
     def _confirmed(
@@ -175,13 +191,15 @@ class Tracker:
         if self._previous is None or T_odom_camera is None or self._previous.T_odom_camera is None:
             return None
         T_world_camera = self._predicted(view, self._previous, T_odom_camera)
-        references, best_overlap = self._references(view, store, T_world_camera, self._reference_id)
+        scale = self._previous.scale
+        T_world_view = se3.scaled(T_world_camera, scale)
+        references, best_overlap = self._references(view, store, T_world_view, self._reference_id)
         reference = references[0] if references else store.keyframes[-1]
-        return Track(T_world_camera, reference.id, best_overlap, 0, 0.0, UNCONFIRMED_INFORMATION * np.eye(6))
+        return Track(T_world_camera, reference.id, best_overlap, 0, 0.0, UNCONFIRMED_INFORMATION * np.eye(6), scale)
 
-    def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None) -> None:
-        self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera)
-        self._interrupted, self._last_seen = False, None
+    def _remember(self, view: View, T_world_camera: Matrix, T_odom_camera: Matrix | None, scale: float = 1.0) -> None:
+        self._previous = _Previous(view.stamp_ns, view.features.only_located(), T_world_camera, T_odom_camera, scale)
+        self._interrupted, self._last_seen, self._hint = False, None, None
 
     def _starts(
         self, view: View, store: KeyframeStore, T_odom_camera: Matrix | None, places: PlaceIndex | None
@@ -189,7 +207,8 @@ class Tracker:
         """First poses in the order of their price; the next is only tried when one did not lead anywhere."""
         previous = self._previous
         if previous is not None:
-            start = self._from_features(view, previous.features, previous.T_world_camera, self._reference_id)
+            T_world_previous = se3.scaled(previous.T_world_camera, previous.scale)
+            start = self._from_features(view, previous.features, T_world_previous, self._reference_id)
             yield start if self._is_credible(start) else None
             if not self._interrupted or T_odom_camera is not None:  # else nothing says where it has gone meanwhile
                 yield self._from_motion(view, store, self._predicted(view, previous, T_odom_camera))
@@ -197,7 +216,7 @@ class Tracker:
         if not self._interrupted and store.submap_of(newest.id) == store.joined(self.submap):
             yield self._from_features(view, newest.features, newest.T_world_camera, newest.id)
         elif places is not None:
-            yield from self._from_places(view, store, places)
+            yield from self._from_places(view, store, places, T_odom_camera)
 
     def _is_credible(self, start: _Start | None) -> bool:
         """Whether a start may be right: after frames without a pose the last view is only one of many."""
@@ -205,7 +224,9 @@ class Tracker:
             return start is not None
         return len(start.observations) >= MARGIN * self.config.min_inliers
 
-    def _from_places(self, view: View, store: KeyframeStore, places: PlaceIndex) -> Iterator[_Start | None]:
+    def _from_places(
+        self, view: View, store: KeyframeStore, places: PlaceIndex, T_odom_camera: Matrix | None
+    ) -> Iterator[_Start | None]:
         """Where the keyframes that look alike say the camera is, then some of the others in turn: a view that stands
         still looks like the same ones again and again. Each answer is verified, and asks for a second one that agrees.
         """
@@ -214,20 +235,32 @@ class Tracker:
             depth_sigma=self.config.depth_sigma,
             surface_sigma=self.config.surface_sigma,
         )
-        most = self.config.relocalization_candidates
-        in_turn = max(1, most // IN_TURN)
-        for candidates, count in ((places, most), (InTurn(store, self._next_candidate), in_turn)):
+        for candidates, count in self._proposals(view, store, places, T_odom_camera):
             found = relocalize(view, store, candidates, count, settings, self._last_seen)
             if found is not None:
                 before, self.submap = self.submap, store.submap_of(found[1])
                 yield _Start(found[0], Observations.concatenated([]), found[1])
                 self.submap = before
-        self._next_candidate += in_turn
+
+    def _proposals(
+        self, view: View, store: KeyframeStore, places: PlaceIndex, T_odom_camera: Matrix | None
+    ) -> Iterator[tuple[Proposals, int]]:
+        """Who names keyframes to ask, and how many; near a hint first, and further from it with every frame."""
+        most, hint = self.config.relocalization_candidates, self._hint
+        if hint is not None:
+            asked, hint.asked = hint.asked, hint.asked + most
+            yield Near(store, hint.now(T_odom_camera), view.median_depth, asked), most
+        yield places, most
+        if hint is None:
+            turn, in_turn = self._next_candidate, max(1, most // IN_TURN)
+            self._next_candidate += in_turn
+            yield InTurn(store, turn), in_turn
 
     def _predicted(self, view: View, previous: _Previous, T_odom_camera: Matrix | None) -> Matrix:
         """Where odometry, or else constant velocity, puts the camera."""
         if T_odom_camera is not None and previous.T_odom_camera is not None:
-            return previous.T_world_camera @ se3.inverse(previous.T_odom_camera) @ T_odom_camera
+            step = se3.inverse(previous.T_odom_camera) @ T_odom_camera
+            return previous.T_world_camera @ se3.make(step[:3, :3], previous.scale * step[:3, 3])
         if self._interrupted:
             return previous.T_world_camera
         return previous.T_world_camera @ se3.exp(self._velocity * (view.stamp_ns - previous.stamp_ns) / 1e9)
@@ -252,7 +285,8 @@ class Tracker:
 
     def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
         """Look for the keyframes' points where the predicted pose puts them, then PnP."""
-        references, _ = self._references(view, store, T_world_camera, self._reference_id)
+        scale = 1.0 if self._previous is None else self._previous.scale
+        references, _ = self._references(view, store, se3.scaled(T_world_camera, scale), self._reference_id)
         observations = self._observe(view, store, references, T_world_camera, PRIOR_RADIUS)
         return self._ransac(view, observations, self._reference_id)
 
@@ -264,6 +298,8 @@ class Tracker:
             return None
         T_camera_world, inliers = found
         kept = observations[inliers]
+        if self._previous is not None:
+            kept = unit.in_unit(view, kept, self._previous.scale)
         refined = pnp.refine(T_camera_world, kept, view.camera, self.config.depth_sigma, iterations=5)
         return None if refined is None else _Start(se3.inverse(refined.T_camera_w), kept, keyframe_id)
 
@@ -308,20 +344,17 @@ class Tracker:
         """Refine a start against the covisible keyframes; None when they do not support it."""
         if start is None:
             return None
-        references, best_overlap = self._references(view, store, start.T_world_camera, start.keyframe_id)
+        T_start, near = se3.rigid(start.T_world_camera), start.keyframe_id
+        scale = self._expected_scale(store, near)
+        references, best_overlap = self._references(view, store, se3.scaled(T_start, scale), near)
         if not references:
             return None
-        seen = self._observe(view, store, references, start.T_world_camera, SEARCH_RADIUS)
+        seen = self._observe(view, store, references, T_start, SEARCH_RADIUS)
         observations = Observations.concatenated([seen, start.observations])
-        refined = pnp.refine(
-            se3.inverse(start.T_world_camera),
-            observations,
-            view.camera,
-            self.config.depth_sigma,
-            iterations=10,
-        )
-        if refined is None:
+        found = unit.refine(view, observations, T_start, scale, self.config.depth_sigma)
+        if found is None:
             return None
+        refined, scale = found
         inliers = len(np.unique(observations.features[refined.inliers]))
         if inliers < self.config.min_inliers:
             return None
@@ -335,7 +368,15 @@ class Tracker:
             inliers,
             inliers / len(np.unique(observations.features)),
             information,
+            scale,
         )
+
+    def _expected_scale(self, store: KeyframeStore, keyframe_id: int | None) -> float:
+        """Of a frame, before it is measured: that of the frame before, else of a keyframe."""
+        if self._previous is not None and not self._interrupted:
+            return self._previous.scale
+        known = keyframe_id is not None and keyframe_id in store
+        return se3.scale_of(store[keyframe_id].T_world_camera) if known else 1.0  # type: ignore[index]
 
     def _settle(
         self,

@@ -18,7 +18,7 @@ OVERLAP_POINTS = 400
 
 
 class View:
-    """One frame on the processing grid."""
+    """One frame on the processing grid. Where an (H, W) mask is True there is nothing, but in `image`, `prediction`."""
 
     def __init__(
         self,
@@ -27,22 +27,31 @@ class View:
         camera: Camera,
         prediction: Prediction,
         detector: Detector,
+        mask: NDArray[np.bool_] | None = None,
     ) -> None:
         self.stamp_ns = stamp_ns
         self.image = image
         self.camera = camera
         self.prediction = prediction
         self._detector = detector
+        self._mask = mask
+
+    @cached_property
+    def points(self) -> NDArray[np.float32]:
+        """(H, W, 3) points of the prediction that tracking and map may use; NaN where there is none."""
+        if self._mask is None:
+            return self.prediction.points_self
+        return np.where(self._mask[..., None], np.float32(np.nan), self.prediction.points_self)
 
     @cached_property
     def depth(self) -> NDArray[np.float32]:
         """(H, W) depth free of single-pixel holes and noise, NaN at edges."""
-        return pointmap.smoothed_depth(self.prediction.depth)
+        return pointmap.smoothed_depth(self.points[..., 2])
 
     @cached_property
     def features(self) -> Features:
         """Keypoints, located where the smoothed depth knows one."""
-        pixels, descriptors = self._detector(self.image)
+        pixels, descriptors = self._detector(self.image, self._mask)
         points = self.camera.unproject(pixels, pointmap.sample(self.depth, pixels)) if len(pixels) else pixels
         return Features(pixels, descriptors, points.astype(np.float32).reshape(-1, 3))
 
@@ -54,7 +63,7 @@ class View:
     @cached_property
     def probe(self) -> NDArray[np.float64]:
         """(N, 3) a few hundred points spread over the image, to measure overlap with."""
-        return pointmap.strided(self.prediction.points_self, OVERLAP_POINTS)
+        return pointmap.strided(self.points, OVERLAP_POINTS)
 
     @cached_property
     def median_depth(self) -> float:
