@@ -2,8 +2,8 @@
 """The two laps of `loops` by a source that does not know the metre, while the scale of tracking drifts: Sim(3) loops.
 
 Each keyframe's points are in the source's unit, so that all keyframes should have one scale. Tracking makes them grow
-by 1 % in 10 m and turns by 1° in 10 m. Exit code 1 when the error at the end or the worst scale falls by less than ten
-times, or a believed loop is false.
+by 1 % in 10 m and turns by 1° in 10 m. Exit code 1 when the error at the end falls by less than ten times or the worst
+scale by less than five (what is uneven within a lap, no loop at its end can tell), or a believed loop is false.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from recon_ros.tracking.view import View
 UNIT = 0.5
 """A metre in the source's unit."""
 SCALE_PER_METRE = float(np.log(1.01)) / 10.0
-MIN_REDUCTION = 10.0
+MIN_REDUCTION, MIN_SCALE_REDUCTION = 10.0, 5.0
 TRUE_LOOP = (0.3, np.radians(5.0), 0.05)
 """A loop is true when it is wrong by less: metres, radians, logarithm of the scale."""
 
@@ -139,15 +139,11 @@ def judge(found: Run, truth: Trajectory) -> dict[str, Any]:
 def broken_bounds(results: dict[str, dict[str, Any]]) -> list[str]:
     """A sentence for each bound that loops do not keep."""
     before, after = results["without"], results["with"]
-    reductions = {
-        "the error at the end": before["end_error"] / after["end_error"],
-        "the worst scale": before["scale"]["worst"] / after["scale"]["worst"],
-    }
-    broken = [
-        f"{name} fell {times:.1f} times, not {MIN_REDUCTION:.0f}"
-        for name, times in reductions.items()
-        if times < MIN_REDUCTION
-    ]
+    reductions = (
+        ("the error at the end", before["end_error"] / after["end_error"], MIN_REDUCTION),
+        ("the worst scale", before["scale"]["worst"] / after["scale"]["worst"], MIN_SCALE_REDUCTION),
+    )
+    broken = [f"{name} fell {times:.1f} times, not {least:.0f}" for name, times, least in reductions if times < least]
     if after["loops"]["false"]:
         broken.append(f"{after['loops']['false']} false loops are believed")
     return broken

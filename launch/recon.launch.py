@@ -41,6 +41,15 @@ ARGUMENTS = [
         description="Odometry, if parameter odom_source is topic",
     ),
     DeclareLaunchArgument(
+        "imu_topic", default_value="/imu", description="IMU that tells what is down, if parameter gravity is imu"
+    ),
+    DeclareLaunchArgument(
+        "mask_topic", default_value="/mask", description="What moves in the image, if parameter input.mask is true"
+    ),
+    DeclareLaunchArgument(
+        "object_mask_topic", default_value="/object_mask", description="Objects in the image, for ~/object_points"
+    ),
+    DeclareLaunchArgument(
         "image_transport",
         default_value="raw",
         choices=["raw", "compressed"],
@@ -97,6 +106,12 @@ ARGUMENTS = [
         choices=["none", "topic", "tf"],
         description="Where odometry comes from: from nowhere, from odom_topic, or from TF odom → base",
     ),
+    DeclareLaunchArgument(
+        "gravity",
+        default_value="none",
+        choices=["none", "imu", "base"],
+        description="How the map gets level: not, from imu_topic, or because base_frame always stands level",
+    ),
     DeclareLaunchArgument("bag", default_value="", description="Recording to play; empty: a live camera"),
     DeclareLaunchArgument("rate", default_value="1.0", description="Speed of the recording"),
     DeclareLaunchArgument(
@@ -138,6 +153,9 @@ def start_node(context):
         ("image", value("image_topic")),
         ("camera_info", value("camera_info_topic")),
         ("odom", value("odom_topic")),
+        ("imu", value("imu_topic")),
+        ("mask", value("mask_topic")),
+        ("object_mask", value("object_mask_topic")),
     ]
     if value("depth_topic"):
         remappings.append(("depth", value("depth_topic")))
@@ -161,6 +179,7 @@ def start_node(context):
             parameter("base_frame", str),
             parameter("publish_tf", bool),
             parameter("odom_source", str),
+            parameter("gravity", str),
             parameter("image_transport", str),
             parameter("depth_transport", str),
             {"use_depth": value("depth_topic") != ""},

@@ -298,6 +298,12 @@ class NodeConfig:
         "Where odometry comes from: the node itself (none), the odom topic, or TF odom → base",
         choices=("none", "topic", "tf"),
     )
+    gravity: str = option(
+        "none",
+        "How it is known which way is down, so that the map is level and stays so (map.level): not at all (none), by "
+        "the imu topic and TF from its frame to the camera's (imu), or because base_frame always stands level (base)",
+        choices=("none", "imu", "base"),
+    )
     base_to_camera: str = option(
         "",
         "Pose of the optical frame in base_frame as 'x y z qx qy qz qw' (metres), used where TF has none; 'optical' "

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from textured_room import CAMERA, TexturedRoom, walk
 
-from benchmarks import drive, kidnap, loops, soak, walls
+from benchmarks import drive, kidnap, loops, soak, unscaled, walls
 from recon_ros.config import Config, updated
 from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
 from recon_ros.datasets.warehouse import LOOP, WarehouseBuilder, driven_rectangle
@@ -175,3 +175,49 @@ def test_what_is_never_found_is_not_in_time():
     numbers = kidnap.summary([kidnap.Trial(0, None, [5.0], 0, (0.0, 0.0), 0), kidnap.Trial(1, 10**9, [], 0, (0, 0), 1)])
     assert numbers["in_time"] == 1 and numbers["found_s"] == [None, 1.0]
     assert len(kidnap.row("room", numbers)) == len(kidnap.HEADER)
+
+
+# -- a source without the metre ------------------------------------------------------------------------------
+
+
+def test_the_scale_of_tracking_drifts_while_it_is_told_to() -> None:
+    frames = [frame for frame, _ in room_frames(7, (0.15, 0.0, 0.1))]
+    config = updated(Config(), {"memory.min_overlap": 0.95, "memory.min_translation": 0.02, "loops.enabled": False})
+    for rate in (0.0, 0.3):
+        reconstructor = Reconstructor(config, unscaled.Unscaled(config.input))
+        with unscaled.drifting(rate, 0.0):
+            for frame in frames:
+                reconstructor.process(frame)
+        first, second = reconstructor.keyframes[:2]
+        metres = (second.stamp_ns - STAMP) // STEP * np.hypot(0.15, 0.1)
+        assert not first.is_metric and se3.scale_of(first.T_world_camera) == 1
+        assert np.log(se3.scale_of(second.T_world_camera)) == pytest.approx(rate * metres, abs=0.01)
+        moved = np.linalg.norm(second.T_world_camera[:3, 3])
+        assert moved == pytest.approx(unscaled.UNIT * metres, rel=0.03), "in the source's unit"
+
+
+def test_each_bound_of_the_scales_can_break() -> None:
+    def result(end_error: float, scale: float, false: int = 0) -> dict:
+        return {"end_error": end_error, "scale": {"worst": scale}, "loops": {"false": false}}
+
+    before = result(1.0, 0.2)
+    assert unscaled.broken_bounds({"without": before, "with": result(0.05, 0.01)}) == []
+    for after, word in (
+        (result(0.2, 0.01), "end fell 5.0"),
+        (result(0.05, 0.1), "scale fell 2.0"),
+        (result(0.05, 0.01, 1), "1 false"),
+    ):
+        (sentence,) = unscaled.broken_bounds({"without": before, "with": after})
+        assert word in sentence
+
+
+def test_a_path_is_judged_in_metres_and_a_loop_in_its_unit() -> None:
+    poses = np.stack([walk(10 * i) for i in range(3)])
+    stamps = STAMP + STEP * np.arange(3)
+    T = se3.inverse(poses[0]) @ poses[2]
+    T[:3, 3] *= unscaled.UNIT
+    loops = tuple(SimpleNamespace(a=0, b=1, T_a_b=T @ se3.make(np.eye(3), np.zeros(3), s)) for s in (1.01, 1.1))
+    found = unscaled.Run(Trajectory(stamps, se3.inverse(poses[0]) @ poses), {0: 0, 1: 2}, {0: 1.0, 1: 0.9}, loops, 0)
+    numbers = unscaled.judge(found, Trajectory(stamps, poses))
+    assert numbers["end_error"] < 1e-9 and numbers["loops"] == {"true": 1, "false": 1}
+    assert numbers["scale"]["worst"] == pytest.approx(1 / 0.9 - 1)

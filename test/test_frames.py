@@ -104,6 +104,15 @@ def test_base_and_camera_agree_through_the_mount(mount: np.ndarray, motion: np.n
     np.testing.assert_allclose(poses.T_map_base @ se3.exp(mount), poses.T_map_camera, atol=1e-8)
 
 
+def test_a_level_map_shows_how_the_base_stands() -> None:
+    ramp = se3.exp(np.array([0, 0, 0, 0, -0.2, 0]))  # of the base, nose up
+    T_map_world = T_BASE_OPTICAL  # the world is level, the camera in it as tilted as the base
+    tilted = se3.inverse(T_BASE_OPTICAL) @ ramp @ T_BASE_OPTICAL
+    poses = frames()[0].place(update(tilted), T_BASE_OPTICAL, None, nothing_moved, T_map_world)
+    assert poses is not None
+    np.testing.assert_allclose(poses.T_map_base, ramp, atol=1e-12)
+
+
 def test_forward_of_the_camera_is_x_of_the_map() -> None:
     ahead = se3.make(np.eye(3), np.array([0, 0, 1.0]))
     poses = frames()[0].place(update(ahead), T_BASE_OPTICAL, None, nothing_moved)

@@ -23,7 +23,8 @@ PRESETS = [path for path in LAUNCH_FILES if path.name != "recon.launch.py"]
 ARGUMENTS = {
     *("image_topic", "camera_info_topic", "depth_topic", "odom_topic", "image_transport", "depth_transport"),
     *("params_file", "namespace", "namespace_tf", "use_sim_time", "autostart", "build_only", "log_level"),
-    *("map_frame", "odom_frame", "base_frame", "publish_tf", "odom_source"),
+    *("map_frame", "odom_frame", "base_frame", "publish_tf", "odom_source", "gravity"),
+    *("imu_topic", "mask_topic", "object_mask_topic"),
     *("bag", "rate", "loop", "rviz", "rviz_config", "foxglove"),
 }
 
@@ -134,12 +135,15 @@ def test_parameters_of_the_node_exist(stubs: dict[str, Any]) -> None:
 
 
 def test_topics_are_remapped(stubs: dict[str, Any]) -> None:
-    (node,) = started(stubs, image_topic="/a", depth_topic="/b", camera_info_topic="/c", odom_topic="/d")
+    (node,) = started(stubs, image_topic="/a", depth_topic="/b", camera_info_topic="/c", odom_topic="/d", mask_topic="/people")
     assert dict(node.kwargs["remappings"]) == {
         "image": "/a",
         "depth": "/b",
         "camera_info": "/c",
         "odom": "/d",
+        "imu": "/imu",
+        "mask": "/people",
+        "object_mask": "/object_mask",
     }
     (node,) = started(stubs, depth_topic="", namespace_tf="true")
     assert {"use_depth": False} in node.kwargs["parameters"]

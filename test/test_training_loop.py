@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from tiny_shards import HEIGHT, WIDTH, write_shard
 from recon_ros.errors import ConfigError, NetworkError
 from recon_ros.networks.compact import Compact, CompactConfig
 from recon_ros.training import checkpoints
-from recon_ros.training.batches import Shards
+from recon_ros.training.batches import Batch, Shards
 from recon_ros.training.curriculum import Curriculum, Stage
 from recon_ros.training.log import CsvLog
 from recon_ros.training.loop import MOST_SKIPPED, Status, Trainer
@@ -112,15 +111,12 @@ def test_what_a_training_leaves(tmp_path: Path, data: Path) -> None:
 
 
 def test_it_learns(tmp_path: Path, data: Path) -> None:
-    before = validate(network().eval(), Shards(data, None), 0, torch.device("cpu"))
-    settings = dataclasses.replace(SETTINGS, steps=60, average=0.9, sample_every=1000)
-    seen: list[float] = []
-    training = trainer(tmp_path, data, settings)
-    training.run(lambda status: seen.append(status.terms["scale"]))
-    with training.averaged():
-        after = validate(training.network, Shards(data, None), 0, torch.device("cpu"))
-    assert np.mean(seen[-10:]) < 0.6 * np.mean(seen[:10])
-    assert after["abs_rel_metric"] < 0.6 * before["abs_rel_metric"]
+    settings = dataclasses.replace(SETTINGS, steps=16, average=0.9, sample_every=1000, validate_on=1)
+    seen: list[dict[str, float]] = []
+    assert trainer(tmp_path, data, settings).run(lambda status: seen.append(dict(status.terms)))
+    for name in ("match", "planes", "loss"):
+        first, last = (np.mean([terms[name] for terms in part]) for part in (seen[:3], seen[-3:]))
+        assert last < 0.75 * first, name
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, data: Path) -> None:
@@ -129,7 +125,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, data:
     shards = Shards(data, None)
 
     class Poisoned(Shards):
-        def draw(self, seed: int, step: int, batch: int, frames: int):
+        def draw(self, seed: int, step: int, batch: int, frames: int) -> Batch:
             drawn = super().draw(seed, step, batch, frames)
             drawn.images[0, 0, 0, 0, 0] = float("nan") if step < 2 else 0.0
             return drawn
@@ -142,8 +138,14 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(tmp_path: Path, data:
 
 
 def test_a_training_that_gives_nothing_finite_gives_up(tmp_path: Path, data: Path) -> None:
-    training = trainer(tmp_path, data, dataclasses.replace(SETTINGS, steps=1000))
-    training._step = lambda batch: training._skip() or {}  # type: ignore[method-assign]
+    training = trainer(tmp_path, data, dataclasses.replace(SETTINGS, steps=1000, sample_every=1000))
+
+    def nothing(batch: Batch) -> dict[str, float]:
+        training.progress.step += 1
+        training._skip()
+        return {}
+
+    training._step = nothing
     with pytest.raises(NetworkError, match=rf"{MOST_SKIPPED} steps in a row"):
         training.run()
 
@@ -259,4 +261,3 @@ print("over", over, flush=True)
     steps = [int(line.split()[1]) for line in output.splitlines() if line.startswith("step")]
     newest = checkpoints.read(checkpoints.latest(run / "checkpoints"))
     assert newest.progress.step >= max(steps, default=1)
-    assert time.time() - newest.progress.seconds > 0

@@ -54,15 +54,18 @@ def test_what_has_no_truth_costs_nothing_and_pulls_at_nothing() -> None:
 
 @given(st.floats(0.01, 1.0))
 @settings(max_examples=30, deadline=None)
-def test_doubt_is_cheapest_where_it_is_the_error(error: float) -> None:
+def test_doubt_is_drawn_to_the_error(error: float) -> None:
     truth, mask = torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2, dtype=torch.bool)
 
-    def cost(log_scale: float) -> float:
-        wrong = torch.full_like(truth, error)
-        return float(losses.depth_nll(wrong, torch.full_like(truth, log_scale), truth, mask))
+    def slope(log_scale: float) -> float:
+        doubt = torch.full_like(truth, log_scale, requires_grad=True)
+        losses.depth_nll(torch.full_like(truth, error), doubt, truth, mask).sum().backward()
+        assert doubt.grad is not None
+        return float(doubt.grad.sum())
 
     best = math.log(error)
-    assert cost(best) < cost(best + 0.3) and cost(best) < cost(best - 0.3)
+    assert slope(best - 0.3) < 0 < slope(best + 0.3)
+    assert slope(best) == pytest.approx(0, abs=1e-4)
 
 
 def test_edges_ignore_a_common_factor_and_see_a_step() -> None:

@@ -44,7 +44,7 @@ def run(
         bool | None,
         typer.Option("--half/--no-half", help="bfloat16 where it does no harm", show_default="on a GPU"),
     ] = None,
-    encoder: Annotated[str, typer.Option(help="hiera, efficientnet_lite0 or scratch")] = "hiera",
+    encoder: Annotated[str, typer.Option(help="lite_xfeat, efficientnet_lite0, hiera or scratch")] = "lite_xfeat",
     encoder_weights: Annotated[
         Path | None,
         typer.Option(help="Pretrained encoder as .safetensors; fetched when not given", show_default=False),

@@ -36,7 +36,8 @@ class Plumb:
 
     def __init__(self) -> None:
         self._history: deque[tuple[int, Vector]] = deque(maxlen=HISTORY)
-        self.clear()
+        self._down: Vector | None = None
+        self._stamp_ns, self._counted_s = 0, 0.0
 
     def add(self, stamp_ns: int, acceleration: NDArray[Any], angular_velocity: NDArray[Any] | None = None) -> None:
         """Take in a sample; what is not finite, or not newer than the last, is passed over.
@@ -69,7 +70,7 @@ class Plumb:
 
     def clear(self) -> None:
         """Time has jumped: begin anew."""
-        self._down: Vector | None = None
+        self._down = None
         self._stamp_ns, self._counted_s = 0, 0.0
         self._history.clear()
 

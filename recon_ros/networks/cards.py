@@ -34,6 +34,7 @@ class WeightFile:
         file: its name as published.
         url: where it is fetched from; None when it cannot be fetched by a program.
         by_hand: for a file without `url`: where a person gets it.
+        shipped: the file comes with this package, beside the card.
         sha256: of the file, in hexadecimal; None when it is not recorded. Then the first fetch computes it and
             keeps it, which guards against later damage and change, not against a wrong first file.
         licence: SPDX-like name of the licence of the weights.
@@ -47,6 +48,7 @@ class WeightFile:
     terms: str
     url: str | None = None
     by_hand: str | None = None
+    shipped: bool = False
     sha256: str | None = None
 
 
@@ -107,8 +109,10 @@ class NetworkCard(ModelCard):
 def _check_weights(name: str, weights: WeightFile) -> None:
     if Path(weights.file).name != weights.file or not weights.file:
         raise NetworkError(f"model card {name}: weights.file {weights.file!r} is not a file name")
-    if (weights.url is None) == (weights.by_hand is None):
-        raise NetworkError(f"model card {name}: weights need either a url or by_hand, and not both")
+    if (weights.url is not None) + (weights.by_hand is not None) + weights.shipped != 1:
+        raise NetworkError(f"model card {name}: weights need a url, or by_hand, or to be shipped, and one of them only")
+    if weights.shipped and weights.sha256 is None:
+        raise NetworkError(f"model card {name}: weights that are shipped have a known sha256")
     if weights.url is not None and not weights.url.startswith("https://"):
         raise NetworkError(f"model card {name}: weights.url {weights.url!r} does not start with https://")
     if weights.sha256 is not None and not re.fullmatch(r"[0-9a-f]{64}", weights.sha256):

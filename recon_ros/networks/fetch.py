@@ -22,6 +22,7 @@ from typing import Any
 
 from recon_ros.errors import NetworkError
 from recon_ros.networks.cards import NetworkCard, WeightFile
+from recon_ros.resources import share_file
 
 TIMEOUT_S = 30.0
 BLOCK = 1 << 20
@@ -38,6 +39,8 @@ def cache_folder() -> Path:
 
 def weight_path(card: NetworkCard) -> Path:
     """Where the card's weights lie once they are there."""
+    if card.weights.shipped:
+        return share_file("models") / card.weights.file
     return cache_folder() / "weights" / card.weights.file
 
 
@@ -55,6 +58,8 @@ def find_weights(card: NetworkCard) -> Path:
 
 def how_to_get(card: NetworkCard) -> str:
     """One sentence: how the weights get to their place."""
+    if card.weights.shipped:
+        return "they belong to this package: install it again"
     if card.weights.url is None:
         where = str(card.weights.by_hand).rstrip(".")
         return f"{where}, put it at {weight_path(card)} and run `recon models verify {card.name}`"

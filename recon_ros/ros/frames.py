@@ -3,7 +3,8 @@
 
 The core's world is the first camera's optical frame (z forward). The map's is the first base's (x forward, z
 up, REP-103): T_map_base = T_base_camera · T_world_camera · T_base_camera⁻¹, so the first base pose is the
-identity.
+identity. Where gravity is known the core's world is level, and so is the map: the first base then stands in it as it
+really stood (`Reconstructor.map_from_world`).
 """
 
 from __future__ import annotations
@@ -70,17 +71,20 @@ class Frames:
         T_base_camera: se3.Matrix,
         T_odom_base: se3.Matrix | None,
         keyframe_pose: Callable[[int], se3.Matrix | None],
+        T_map_world: se3.Matrix | None = None,
     ) -> Poses | None:
         """The poses of a tracked frame, None of another; keeps map → odom up to date.
 
-        `T_odom_base` is odometry's, `keyframe_pose` gives T_world_camera of a keyframe as it stands now.
+        `T_odom_base` is odometry's, `keyframe_pose` gives T_world_camera of a keyframe as it stands now, `T_map_world`
+        is of a map that is level, or was loaded; None takes the mount.
         """
         if update.T_world_camera is None:
             return None
-        T_map_camera = T_base_camera @ update.T_world_camera
+        T_map_world = T_base_camera if T_map_world is None else T_map_world
+        T_map_camera = T_map_world @ update.T_world_camera
         T_map_base = T_map_camera @ se3.inverse(T_base_camera)
         if self._config.odom_source == "none":
-            self._follow_correction(T_base_camera, keyframe_pose)
+            self._follow_correction(T_map_world, keyframe_pose)
             T_odom_base = se3.inverse(self.T_map_odom) @ T_map_base
             self._known = True
         elif T_odom_base is not None:
@@ -117,7 +121,7 @@ class Frames:
     def _now(self) -> int:
         return int(self._node.get_clock().now().nanoseconds)
 
-    def _follow_correction(self, T_base_camera: se3.Matrix, keyframe_pose: Callable[[int], se3.Matrix | None]) -> None:
+    def _follow_correction(self, T_map_world: se3.Matrix, keyframe_pose: Callable[[int], se3.Matrix | None]) -> None:
         """If the keyframe the last frame hung on has moved since, move map → odom along."""
         if self._reference is None:
             return
@@ -126,7 +130,6 @@ class Frames:
         if T_now is None or np.array_equal(T_now, T_then):
             return
         moved = rigid(T_now @ T_reference_camera) @ se3.inverse(rigid(T_then @ T_reference_camera))
-        T_map_world = T_base_camera
         self.T_map_odom = T_map_world @ moved @ se3.inverse(T_map_world) @ self.T_map_odom
 
     def _remember_reference(self, update: Update, keyframe_pose: Callable[[int], se3.Matrix | None]) -> None:

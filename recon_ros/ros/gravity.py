@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from rclpy.node import Node
-from sensor_msgs.msg import Imu
 
 from recon_ros.config import NodeConfig
 from recon_ros.geometry import se3
 from recon_ros.geometry.plumb import Plumb
 from recon_ros.messages import stamp_ns
-from recon_ros.ros import qos
-from recon_ros.ros.interface import Topic
+from recon_ros.ros import interface, qos
 from recon_ros.ros.tf import Tf
 
-IMU = Topic("imu", Imu, "sensor", "gravity: imu", "which way is down; TF must have its frame → the camera's")
+GRACE_S = 5.0
 
 
 class Gravity(Protocol):
@@ -27,6 +26,9 @@ class Gravity(Protocol):
 
     def at(self, stamp_ns: int, camera_frame: str, T_base_camera: se3.Matrix | None) -> NDArray[np.float64] | None:
         """(3,) unit vector in the optical frame, or None where it is not known."""
+
+    def is_awaited(self) -> bool:
+        """Whether a map had better begin a little later, when this is known."""
 
     def clear(self) -> None:
         """Time has jumped back."""
@@ -39,12 +41,34 @@ def make(node: Node, config: NodeConfig, tf: Tf) -> Gravity:
     """The source that `gravity` names."""
     if config.gravity == "imu":
         return ImuGravity(node, tf)
-    return BaseGravity() if config.gravity == "base" else NoGravity()
+    return BaseGravity(node) if config.gravity == "base" else NoGravity()
+
+
+class Patience:
+    """A map that begins without gravity is never level, so that its beginning waits, but not for ever."""
+
+    def __init__(self, node: Node) -> None:
+        self._log = node.get_logger()
+        self._until: float | None = None
+        self._said = False
+
+    def is_awaited(self) -> bool:
+        """True for `GRACE_S` from the first call on."""
+        now = time.monotonic()
+        if self._until is None:
+            self._until = now + GRACE_S
+        if now > self._until and not self._said:
+            self._said = True
+            self._log.warning(f"nothing has told which way is down for {GRACE_S:.0f} s: the map begins without it")
+        return now <= self._until
 
 
 class NoGravity:
     def at(self, stamp_ns: int, camera_frame: str, T_base_camera: se3.Matrix | None) -> NDArray[np.float64] | None:
         return None
+
+    def is_awaited(self) -> bool:
+        return False
 
     def clear(self) -> None:
         pass
@@ -53,23 +77,32 @@ class NoGravity:
         pass
 
 
-class BaseGravity(NoGravity):
+class BaseGravity(Patience):
     """The robot drives on level ground, so that its base's z axis is up wherever it is."""
 
     def at(self, stamp_ns: int, camera_frame: str, T_base_camera: se3.Matrix | None) -> NDArray[np.float64] | None:
         return None if T_base_camera is None else T_base_camera[:3, :3].T @ np.array([0.0, 0.0, -1.0])
 
+    def clear(self) -> None:
+        pass
 
-class ImuGravity:
+    def close(self) -> None:
+        pass
+
+
+class ImuGravity(Patience):
     """The `imu` topic, filtered (`geometry.plumb`) and turned into the camera's frame by TF."""
 
     def __init__(self, node: Node, tf: Tf) -> None:
-        self._node, self._tf, self._log = node, tf, node.get_logger()
+        super().__init__(node)
+        self._node, self._tf = node, tf
         self._plumb, self._lock = Plumb(), threading.Lock()
         self._imu_frame = ""
         self._R_camera_imu: NDArray[np.float64] | None = None
         self._warned = False
-        self._subscription = node.create_subscription(IMU.type, IMU.name, self._hear, qos.make(IMU.qos))
+        self._subscription = node.create_subscription(
+            interface.IMU.type, interface.IMU.name, self._hear, qos.make(interface.IMU.qos)
+        )
 
     def at(self, stamp_ns: int, camera_frame: str, T_base_camera: se3.Matrix | None) -> NDArray[np.float64] | None:
         with self._lock:

@@ -9,7 +9,7 @@ from typing import Any
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseArray, PoseWithCovarianceStamped
 from nav_msgs.msg import Odometry, Path
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, Imu, PointCloud2
 from std_srvs.srv import SetBool, Trigger
 
 from recon_ros.ros import qos
@@ -67,6 +67,7 @@ OBJECT_MASK = Topic(
     "mono8 or mono16 with an image's stamp, 0 or labels: what ~/object_points shows; excludes nothing",
 )
 ODOM = Topic("odom", Odometry, "sensor", "odom_source: topic", "pose prior, and the source of odom → base")
+IMU = Topic("imu", Imu, "sensor", "gravity: imu", "which way is down; TF must have its frame → the camera's")
 INITIAL_POSE = Topic(
     "initialpose",
     PoseWithCovarianceStamped,
@@ -85,6 +86,7 @@ SUBSCRIPTIONS = (
     MASK,
     OBJECT_MASK,
     ODOM,
+    IMU,
     INITIAL_POSE,
 )
 

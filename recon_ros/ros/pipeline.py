@@ -21,7 +21,7 @@ from recon_ros.geometry import se3
 from recon_ros.intake import Intake, Pair
 from recon_ros.mapping.atlas import Atlas
 from recon_ros.reconstructor import Reconstructor
-from recon_ros.ros import interface, odometry, tf
+from recon_ros.ros import gravity, interface, odometry, tf
 from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
 from recon_ros.ros.initial_pose import pose_of_base
 from recon_ros.ros.map_updates import MapUpdates
@@ -66,6 +66,8 @@ class Pipeline:
         self.mount = Mount(node, node_config, self.tf, mount)
         self.frames = Frames(node, node_config, self.tf)
         self.odometry = odometry.make(node, node_config, self.tf)
+        self.gravity = gravity.make(node, node_config, self.tf)
+        self._mount_is_checked = False
         self.outputs = Outputs(node, node_config, config.map.min_confidence)
         self.objects = Objects(self.outputs, self.intake, statistics, self._log.warning, tolerance_ns)
         self.map_updates = MapUpdates()
@@ -87,6 +89,7 @@ class Pipeline:
         self.reconstructor.close()
         close_source(self.reconstructor.source)
         self.odometry.close()
+        self.gravity.close()
         self.outputs.close()
         self.tf.close()
 
@@ -131,6 +134,8 @@ class Pipeline:
         T_odom_base = self.odometry.at(frame.stamp_ns, self.cancelled)
         if T_odom_base is not None and T_base_camera is not None:
             frame = dataclasses.replace(frame, T_odom_camera=T_odom_base @ T_base_camera)
+        frame = self._with_gravity(frame, T_base_camera)
+        self._check_mount(T_base_camera)
         if self._said_pose is not None and T_base_camera is not None:
             self._look_near(self._said_pose @ T_base_camera)
         before = time.monotonic()
@@ -138,9 +143,24 @@ class Pipeline:
         inference_ms = (time.monotonic() - before) * 1e3
         poses = None
         if T_base_camera is not None:  # otherwise TF is still given time to tell; the map grows meanwhile
-            poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose)
+            poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose, self._T_map_world)
         self._publish(frame, update, poses)
         self._note(update, frame.image.shape[:2], inference_ms, self._latency_ms(update.stamp_ns, started))
+
+    def _with_gravity(self, frame: Frame, T_base_camera: se3.Matrix | None) -> Frame:
+        """The frame with what is known of gravity; InputError ``gravity`` while a map waits for it to begin level."""
+        down = self.gravity.at(frame.stamp_ns, self.mount.camera_frame, T_base_camera)
+        if down is None and self.reconstructor.state is State.INITIALIZING and self.gravity.is_awaited():
+            raise InputError("gravity", f"which way is down is not known yet (gravity: {self.node_config.gravity})")
+        return dataclasses.replace(frame, gravity=down)
+
+    def _check_mount(self, T_base_camera: se3.Matrix | None) -> None:
+        """Warn once of a loaded map that was made with the camera elsewhere on the robot."""
+        if self._mount_is_checked or T_base_camera is None:
+            return
+        self._mount_is_checked = True
+        if (trouble := self.reconstructor.other_mount(T_base_camera)) is not None:
+            self._log.warning(trouble)
 
     def _look_near(self, T_map_camera: se3.Matrix) -> None:
         """Pass on what initialpose says, and say whether it is any use."""
@@ -256,13 +276,14 @@ class Pipeline:
 
     @property
     def _T_map_world(self) -> se3.Matrix:
-        """The world is the first camera's frame, the map the first base's: this is where the camera sits."""
+        """The world is the first camera's frame, the map the first base's, and level where gravity is known."""
         assert self.mount.T_base_camera is not None, "nothing in the map is published before it is known"
-        return self.mount.T_base_camera
+        return self.reconstructor.map_from_world(self.mount.T_base_camera)
 
     @property
     def _T_camera_base(self) -> se3.Matrix:
-        return se3.inverse(self._T_map_world)
+        assert self.mount.T_base_camera is not None, "nothing in the map is published before it is known"
+        return se3.inverse(self.mount.T_base_camera)
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -293,6 +314,7 @@ class Pipeline:
     def go_on_with(self, atlas: Atlas) -> None:
         """Another map in place of this one; see `Reconstructor.load_map`."""
         self.reconstructor.go_on_with(atlas)
+        self._mount_is_checked = False
         self.frames.reset()
         self.outputs.forget()
         self._turn_to_map()
@@ -301,6 +323,7 @@ class Pipeline:
         self.intake.reset()
         self.frames.reset()
         self.odometry.clear()
+        self.gravity.clear()
         self.tf.clear()
         self.outputs.forget()
         self.objects.clear()
@@ -325,7 +348,9 @@ class Pipeline:
         self.reconstructor.settle()
         self.reconstructor.settle()
         config = nested(self.config) | {"node": nested(self.node_config)}
-        return Snapshot(self.reconstructor.state_of_map(), self.reconstructor.map_cloud(), config)
+        return Snapshot(
+            self.reconstructor.state_of_map(self.mount.T_base_camera), self.reconstructor.map_cloud(), config
+        )
 
     # -- words -----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from recon_ros.runtimes.engine_request import BuildRequest
 from recon_ros.runtimes.executor import Executor
 from recon_ros.runtimes.families import make_step
 from recon_ros.runtimes.ladder import HALF_ATTENTION, Variant
+from recon_ros.runtimes.shipped import find_shipped
 from recon_ros.runtimes.torch_network import network_card, network_digest
 from recon_ros.runtimes.trt.device import Gpu, find_gpu
 from recon_ros.runtimes.trt.library import load_library
@@ -115,6 +116,8 @@ class NetworkWorkshop:
         request = self._request(variant, size)
         folder = bundle_place(request, self._digest)
         if not (folder / PLAN).exists():
+            folder = self._shipped(request) or folder
+        if not (folder / PLAN).exists():
             return self._to_be_made(variant, request, f"not exported for {size[0]}x{size[1]} yet")
         try:
             bundle = self._read_bundle(folder)
@@ -127,6 +130,14 @@ class NetworkWorkshop:
         if isinstance(engines, Engines):
             return Files(bundle, engines)
         return Lack(engines.reason, self._command(variant, request), buildable=True)
+
+    def _shipped(self, request: BuildRequest) -> Path | None:
+        """Graphs of these very weights that came with the package."""
+        folder = find_shipped(self.card, request.width, request.height, request.precision)
+        if folder is None:
+            return None
+        bundle = self._read_bundle(folder)
+        return folder if bundle.weights_digest == self._digest else None
 
     def _read_bundle(self, folder: Path) -> Bundle:
         """Checked to the last byte, but once only: it is asked for again and again while its engines are missing."""

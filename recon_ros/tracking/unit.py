@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The unit of a frame's points, for sources that do not know the metre and may see each frame in a unit of its own.
 
-The frame's depths tell relative distances then, and the map tells the unit: pixels alone give a pose, this the unit, and
-both together the pose.
+The frame's depths tell relative distances then, and the map tells the unit: pixels alone give a pose, this the unit,
+and both together the pose.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Curriculum:
     longest: int = 8
     grown: float = 0.6
     own: float = 0.6
-    warmup: int = 100
+    warmup: int = 50
     last_rate: float = 0.02
 
     def at(self, step: int, progress: float) -> Stage:

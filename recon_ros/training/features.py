@@ -3,8 +3,8 @@
 
 The encoder is most of the network's work, and frozen: with its answers on the disk a training step takes what the
 rest takes. In a shard, ``<name>_f8.npy`` and ``<name>_f16.npy`` (N, F, C, h, w) float16 lie beside ``images.npy``,
-and ``<name>.json`` says which encoder and weights they are of. OpenVINO computes them where it is installed, in bfloat16 where the
-processor has it and the numbers stay close to PyTorch's; else PyTorch does.
+and ``<name>.json`` says which encoder and weights they are of. OpenVINO computes them where it is installed, in
+bfloat16 where the processor has it and the numbers stay close to PyTorch's; else PyTorch does.
 """
 
 from __future__ import annotations

@@ -180,6 +180,8 @@ class Trainer:
             group["lr"] = settings.rate * stage.rate
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
+        if not any(p.requires_grad for p in self.network.encoder.parameters()):
+            self.network.encoder.eval()  # frozen is frozen, its running means too
         torch.manual_seed(_mixed(settings.seed, progress.step))
         generator = torch.Generator().manual_seed(_mixed(settings.seed + 1, progress.step))
         terms: dict[str, float] = {}

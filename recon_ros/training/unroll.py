@@ -127,7 +127,7 @@ class _Walk:
         true_pose = self._true_pose(t)
         shaken, kept = true_pose, true_pose
         if t > 0 and network.config.memory:
-            located = network.locate(seen, self.memory, K)
+            located = network.locate(seen, self._held(), K)
             terms.update(self._matching(t, located))
             terms.update(self._posing(t, located.T_anchor_camera))
             found = located.T_anchor_camera.detach()
@@ -143,12 +143,22 @@ class _Walk:
     def _measure(self, seen: Seen, T: Tensor) -> Measured:
         """`Compact.measure`, with the geometry kept out of bfloat16."""
         if self.past.given:
-            found = self.network.search(seen, self.memory, T, self.batch.K)
+            held, planes = self._held(), self.network.config.planes
+            found = self.network.search(seen, held, T, self.batch.K)
+            # How many see a plane is told as a share of all slots, the empty ones too.
+            share = held.valid.shape[1] / self.memory.valid.shape[1]
+            found = torch.cat([found[:, : 2 * planes], found[:, 2 * planes :] * share], dim=1)
         else:  # nothing is remembered, and looking for it gives zeros
             found = seen.match.new_zeros(len(T), 3 * self.network.config.planes, *seen.match.shape[2:])
         with self._half():
             decoded = self.network.decode(found, seen)
         return self.network.finish(decoded, self.batch.K)
+
+    def _held(self) -> CompactMemory:
+        """The memory without slots that cannot hold anything yet: after t frames, no more than t + 1 do."""
+        count = min(len(self.past.given) + 1, self.memory.valid.shape[1])
+        *slots, T_last = self.memory
+        return CompactMemory._make([*(held[:, :count] for held in slots), T_last])
 
     def _half(self) -> torch.autocast:
         return torch.autocast(self.batch.K.device.type, dtype=torch.bfloat16, enabled=self.half)
@@ -188,18 +198,19 @@ class _Walk:
         return terms
 
     def _matching(self, t: int, located: Located) -> dict[str, Tensor]:
-        frames = self.past.frames_in(self.memory)
+        memory = self._held()
+        frames = self.past.frames_in(memory)
         logs = torch.stack([log[:, 0] for log, _ in self.depth8[:t]], dim=1)
         known = torch.stack([mask[:, 0] for _, mask in self.depth8[:t]], dim=1)
         rows = torch.arange(len(frames), device=frames.device)[:, None]
         depth = torch.where(known, logs.exp(), torch.zeros_like(logs))[rows, frames]
         T_slot = self.batch.T_anchor_camera[rows, frames]
         T_camera_slot = invert(self.batch.T_anchor_camera[:, t])[:, None] @ T_slot
-        truth = losses.true_matches(depth, T_camera_slot, self.memory.valid, self.batch.K, self.batch.depth[:, t], 8)
-        truth = truth.of(every_other(*self.memory.depth.shape[2:]).to(frames.device))
+        truth = losses.true_matches(depth, T_camera_slot, memory.valid, self.batch.K, self.batch.depth[:, t], 8)
+        truth = truth.of(every_other(*memory.depth.shape[2:]).to(frames.device))
         error = losses.pixel_error(located.pixels, truth, 8)
         return {
-            "match": losses.match_entropy(located.similarity, located.log_sum, truth, self.memory.depth.shape[-1], 8),
+            "match": losses.match_entropy(located.similarity, located.log_sum, truth, memory.depth.shape[-1], 8),
             "pixel": losses.pixel_loss(error, truth),
             "trust": losses.trust_entropy(located.weights, error, truth),
         }
