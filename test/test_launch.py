@@ -135,7 +135,8 @@ def test_parameters_of_the_node_exist(stubs: dict[str, Any]) -> None:
 
 
 def test_topics_are_remapped(stubs: dict[str, Any]) -> None:
-    (node,) = started(stubs, image_topic="/a", depth_topic="/b", camera_info_topic="/c", odom_topic="/d", mask_topic="/people")
+    named = {"image_topic": "/a", "depth_topic": "/b", "camera_info_topic": "/c", "odom_topic": "/d"}
+    (node,) = started(stubs, **named, mask_topic="/people")
     assert dict(node.kwargs["remappings"]) == {
         "image": "/a",
         "depth": "/b",

@@ -12,7 +12,7 @@ from tiny_shards import FRAMES, write_shard
 
 from recon_ros.errors import DatasetError
 from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of, transform
-from recon_ros.training.batches import Batch, Prefetch, Shards, mirrored
+from recon_ros.training.batches import Batch, Prefetch, Shards, exposed, mirrored
 
 
 @pytest.fixture
@@ -72,6 +72,16 @@ def test_a_mirrored_batch_is_as_consistent_as_the_batch(shards: Shards) -> None:
     # A mirror that forgets the poses is found out.
     forgotten = Batch(turned.images, turned.depth, turned.K, batch.T_anchor_camera)
     assert _reprojection(forgotten) > 0.03
+
+
+def test_exposure_changes_colours_and_nothing_else(shards: Shards) -> None:
+    batch = shards.whole(0)
+    other = exposed(batch, np.random.default_rng(1))
+    again = exposed(batch, np.random.default_rng(1))
+    assert torch.equal(other.images, again.images)
+    assert float((other.images - batch.images).abs().mean()) > 0.01
+    assert 0 <= float(other.images.min()) and float(other.images.max()) <= 1
+    assert other.depth is batch.depth and other.K is batch.K and other.T_anchor_camera is batch.T_anchor_camera
 
 
 def test_cached_features_are_used_where_they_are_and_never_mirrored(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exported graphs that come with this package, beside the model cards: nothing needs to be fetched or exported for them."""
+"""Exported graphs that come with this package, beside the model cards: nothing is fetched or exported for them."""
 
 from __future__ import annotations
 

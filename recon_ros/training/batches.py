@@ -74,6 +74,22 @@ def mirrored(batch: Batch) -> Batch:
     return Batch(batch.images.flip(-1), batch.depth.flip(-1), K, M @ batch.T_anchor_camera @ M)
 
 
+def exposed(batch: Batch, generator: np.random.Generator) -> Batch:
+    """The batch as other cameras would show it: brightness and white balance of a sequence, exposure of a frame.
+
+    Cached features stay as they are: the encoder has seen enough of the world. What is trained on drawn images alone
+    must not rely on their colours.
+    """
+    count, frames = batch.images.shape[:2]
+    gain = generator.uniform(0.65, 1.4, (count, 1, 1)) * generator.uniform(0.88, 1.12, (count, 1, 3))
+    gain = gain * generator.uniform(0.93, 1.07, (count, frames, 1))
+    haze = generator.uniform(-0.06, 0.1, (count, 1, 1))
+    scale, offset = (torch.from_numpy(np.broadcast_to(x, gain.shape).astype(np.float32)) for x in (gain, haze))
+    device = batch.images.device
+    images = batch.images * scale[..., None, None].to(device) + offset[..., None, None].to(device)
+    return replace(batch, images=images.clamp_(0, 1))
+
+
 @dataclass(frozen=True, eq=False)
 class Shard:
     """One folder of N sequences of F frames, memory-mapped.

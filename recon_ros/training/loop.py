@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from recon_ros.errors import NetworkError
 from recon_ros.networks.compact import Compact
 from recon_ros.training import checkpoints, samples
-from recon_ros.training.batches import Batch, Prefetch, Shards, mirrored
+from recon_ros.training.batches import Batch, Prefetch, Shards, exposed, mirrored
 from recon_ros.training.checkpoints import Average, Checkpoint, Progress
 from recon_ros.training.curriculum import Stage
 from recon_ros.training.log import Board, CsvLog
@@ -222,8 +222,10 @@ class Trainer:
 
         def make(step: int) -> Batch:
             batch = source.draw(settings.seed, step, settings.batch, self._stage(step).frames)
-            coin = np.random.default_rng([settings.seed, step, 1]).random() < 0.5
-            return mirrored(batch) if coin and batch.f8 is None else batch
+            generator = np.random.default_rng([settings.seed, step, 1])
+            if generator.random() < 0.5 and batch.f8 is None:
+                batch = mirrored(batch)
+            return exposed(batch, generator)
 
         return Prefetch(make, self.progress.step)
 
