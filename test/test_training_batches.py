@@ -80,7 +80,7 @@ def test_exposure_changes_colours_and_nothing_else(shards: Shards) -> None:
     again = exposed(batch, np.random.default_rng(1))
     assert torch.equal(other.images, again.images)
     assert float((other.images - batch.images).abs().mean()) > 0.01
-    assert 0 <= float(other.images.min()) and float(other.images.max()) <= 1
+    assert float(other.images.min()) >= 0 and float(other.images.max()) <= 1
     assert other.depth is batch.depth and other.K is batch.K and other.T_anchor_camera is batch.T_anchor_camera
 
 

@@ -8,6 +8,7 @@ import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +18,10 @@ import torch.nn.functional as F  # noqa: E402
 
 from recon_ros.errors import NetworkError  # noqa: E402
 from recon_ros.networks.checkpoint import StateMismatch, load_state_dict, read_metadata, sha256  # noqa: E402
+from recon_ros.networks.compact import LiteXFeat  # noqa: E402
 from recon_ros.networks.efficientnet_lite import EfficientNetLite, published_name  # noqa: E402
 from recon_ros.networks.hiera import Hiera, HieraConfig  # noqa: E402
+from recon_ros.networks.xfeat import XFeat  # noqa: E402
 from recon_ros.training import initial  # noqa: E402
 from recon_ros.training.initial import (  # noqa: E402
     ORIGINS,
@@ -209,7 +212,10 @@ def test_from_package_to_file(
 
 @pytest.mark.parametrize(
     ("encoder", "target", "message"),
-    [("resnet", "out.safetensors", "there are hiera, efficientnet_lite0"), ("hiera", "out.pth", "as .safetensors")],
+    [
+        ("resnet", "out.safetensors", "there are hiera, efficientnet_lite0, xfeat, lite_xfeat"),
+        ("hiera", "out.pth", "as .safetensors"),
+    ],
 )
 def test_wishes_that_cannot_be_met(tmp_path: Path, encoder: str, target: str, message: str) -> None:
     with pytest.raises(NetworkError, match=message):
@@ -298,3 +304,43 @@ def test_efficientnet_out_of_its_checkpoint(tmp_path: Path) -> None:
     torch.save({**state, "_fc.bias": torch.zeros(1000)}, tmp_path / "lite.pth")
     found = initial.efficientnet_state(tmp_path / "lite.pth")
     assert all(torch.equal(found[key], tensor) for key, tensor in network.state_dict().items())
+
+
+def test_xfeat_out_of_its_checkpoint(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = XFeat()
+    state = {f"net.{key}": tensor for key, tensor in network.state_dict().items()}
+    torch.save({**state, "net.heatmap_head.2.bias": torch.zeros(1)}, tmp_path / "xfeat.pt")
+    found = initial.xfeat_state(tmp_path / "xfeat.pt")
+    assert all(torch.equal(found[key], tensor) for key, tensor in network.state_dict().items())
+    del state["net.block3.0.layer.0.weight"]
+    torch.save(state, tmp_path / "other.pt")
+    with pytest.raises(NetworkError, match=r"block3\.0\.layer\.0\.weight"):
+        initial.xfeat_state(tmp_path / "other.pt")
+
+
+def test_xfeat_describes_with_unit_vectors_whatever_the_light() -> None:
+    torch.manual_seed(0)
+    network, image = XFeat().train(), torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        found, darker = network(image), network(0.3 * image)
+    assert found.shape == (1, 64, 8, 12)
+    assert torch.allclose(found.norm(dim=1), torch.ones(1, 8, 12), atol=1e-5)
+    assert torch.allclose(found, darker, atol=1e-2)  # the image's mean and contrast are taken out
+    assert not any(module.training for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d))
+
+
+def test_an_encoder_of_two_parts_comes_out_of_two_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {"efficientnet_lite0": EfficientNetLite(context=True).state_dict(), "xfeat": XFeat().state_dict()}
+
+    def from_package(encoder: str, package: Path | None, say: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        return parts[encoder], {"licence": f"of {encoder}"}
+
+    monkeypatch.setattr(initial, "_from_package", from_package)
+    path = initial.write_initial("lite_xfeat", tmp_path / "pair.safetensors")
+    network = LiteXFeat()
+    initial.load_initial(network, path)
+    assert torch.equal(network.xfeat.block1[0].layer[0].weight, parts["xfeat"]["block1.0.layer.0.weight"])
+    assert network(torch.rand(1, 3, 64, 64)).f8.shape == (1, 104, 8, 8)
+    with pytest.raises(NetworkError, match="2 packages"):
+        initial.write_initial("lite_xfeat", tmp_path / "pair.safetensors", package=tmp_path / "one.whl")

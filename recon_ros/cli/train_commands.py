@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import logging
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -19,10 +19,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from recon_ros.cli.logs import say_logs
-from recon_ros.errors import ConfigError, DatasetError
-from recon_ros.networks.compact import Compact, CompactConfig
+from recon_ros.errors import ConfigError
+from recon_ros.networks.compact import DESCRIPTORS, Compact, CompactConfig
 from recon_ros.training.batches import Shards, finished
 from recon_ros.training.curriculum import Curriculum
+from recon_ros.training.drawn import Drawn
 from recon_ros.training.evaluate import Figure, evaluate_held_out, held_out_figures
 from recon_ros.training.initial import write_initial
 from recon_ros.training.loop import Source, Status, Trainer
@@ -72,13 +73,13 @@ def run_training(wishes: Wishes) -> None:
     torch.set_num_threads(wishes.threads)
     settings = _settings(wishes, device)
     console = Console(stderr=True)
-    with say_logs(console):
+    with say_logs(console), ExitStack() as stack:
         network = _network(wishes, device)
         trainer = Trainer(
             network,
             settings,
             wishes.folder,
-            lambda: _open_data(wishes, device),
+            _data_opener(wishes, network, device, stack),
             lambda: _open_held_out(wishes),
             wishes.resume,
         )
@@ -138,7 +139,13 @@ def _frames(text: str) -> tuple[int, int]:
 
 def _network(wishes: Wishes, device: torch.device) -> Compact:
     torch.manual_seed(wishes.seed)
-    network = Compact(CompactConfig(encoder=wishes.encoder, rays=wishes.rays, memory=wishes.memory))
+    config = CompactConfig(encoder=wishes.encoder, rays=wishes.rays, memory=wishes.memory)
+    if config.encoder not in DESCRIPTORS:
+        raise ConfigError(f"--encoder {config.encoder} is not one of {', '.join(DESCRIPTORS)}")
+    if wishes.data is not None:
+        height, width = Shards(wishes.data, None).size
+        config = replace(config, height=height, width=width)
+    network = Compact(config)
     if wishes.start is not None:
         other, _ = read_network(wishes.start, torch.device("cpu"))
         if other.config != network.config:
@@ -161,12 +168,15 @@ def _encoder_weights(wishes: Wishes) -> Path:
     return path
 
 
-def _open_data(wishes: Wishes, device: torch.device) -> Source:
-    if wishes.data is not None:
-        return Shards(wishes.data, wishes.encoder)
+def _data_opener(wishes: Wishes, network: Compact, device: torch.device, stack: ExitStack) -> Callable[[], Source]:
+    data = wishes.data
+    if data is not None:
+        return lambda: Shards(data, wishes.encoder)
     if device.type != "cuda":
         raise ConfigError("without a GPU a training needs rendered scenes: --data DIR")
-    raise DatasetError("no --data given")
+    drawn = Drawn(network.config.width, network.config.height)
+    stack.callback(drawn.close)
+    return lambda: drawn
 
 
 def _open_held_out(wishes: Wishes) -> Shards | None:

@@ -185,7 +185,7 @@ class Shards:
         """The batch of a step: sequences drawn with replacement, each cut with a stride, forwards or backwards."""
         generator = np.random.default_rng([seed, step])
         indices = generator.integers(len(self), size=batch)
-        return self.pick(indices, [_cut(generator, self.frames, frames) for _ in indices])
+        return self.pick(indices, [cut(generator, self.frames, frames) for _ in indices])
 
     def pick(self, indices: Sequence[int] | NDArray[np.int64], cuts: Sequence[NDArray[np.int64]]) -> Batch:
         """The sequences `indices`, of each the frames that its cut names, in the cut's order."""
@@ -226,7 +226,7 @@ def _has_features(folder: Path, encoder: str) -> bool:
     return all((folder / f"{encoder}_{key}.npy").is_file() for key in FEATURES)
 
 
-def _cut(generator: np.random.Generator, available: int, frames: int) -> NDArray[np.int64]:
+def cut(generator: np.random.Generator, available: int, frames: int) -> NDArray[np.int64]:
     """Indices of `frames` frames in constant steps, reversed half of the time."""
     frames = min(frames, available)
     fitting = [stride for stride in STRIDES if stride * (frames - 1) < available]

