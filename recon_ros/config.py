@@ -243,7 +243,8 @@ class Config:
     source: str = option(
         "depth",
         "Where pointmaps come from: the aligned depth stream (depth), or a network by the name of its card "
-        "(recon models list), which sees the colour image only",
+        "(recon models list), which sees the colour image only; auto takes the largest one whose weights are here, or "
+        "the compact one that is part of this package",
     )
     mode: str = option(
         "mapping",

@@ -98,8 +98,8 @@ def demo(
         typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False),
     ] = None,
     depth: Annotated[
-        bool, typer.Option("--depth", help="Use the recording's depth (the only source in this version)")
-    ] = True,
+        bool, typer.Option("--depth", help="Use the recording's depth; else a network sees the colour image only")
+    ] = False,
     rate: Annotated[float, typer.Option(min=0.01, max=100, help="Speed of playing")] = 1.0,
     config: ConfigFile = None,
     settings: Settings = None,
@@ -123,6 +123,8 @@ def demo(
             mask=mask_topic,
         )
         chosen = [*(settings or []), *([] if mask_topic is None else ["input.mask=true"])]
+        if depth or config is None:  # a file may name a source, and a setting wins over all
+            chosen = [f"source={'depth' if depth else 'auto'}", *chosen]
         Demo(out, bag, resolve(config, chosen, None), topics, rate).run()
 
 

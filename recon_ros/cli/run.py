@@ -25,12 +25,13 @@ from recon_ros.export.tum import write_tum
 from recon_ros.frame import Frame, State, Trajectory, Update
 from recon_ros.mapping.mesh import fused, require_open3d, write_mesh
 from recon_ros.reconstructor import Reconstructor
+from recon_ros.runtimes import named
 from recon_ros.runtimes.source import NetworkSource
 from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source
 
 
 def resolve(path: Path | None, settings: list[str], source: str | None) -> Config:
-    """The configuration from a YAML file, then ``key=value`` settings, then the source's name.
+    """The configuration from a YAML file, then ``key=value`` settings, then the source's name; ``auto`` is decided.
 
     Options of the node in the file are passed over, so that the node's own parameter file serves here, too.
 
@@ -46,7 +47,7 @@ def resolve(path: Path | None, settings: list[str], source: str | None) -> Confi
     flat = settings_of(settings)
     if source is not None:
         flat["source"] = source
-    return updated(config, flat)
+    return named(updated(config, flat))
 
 
 def settings_of(settings: list[str]) -> dict[str, str]:
