@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -54,17 +54,28 @@ def drifting(scale: float = SCALE_ERROR, yaw: float = YAW_ERROR) -> Iterator[Non
     Frames are then tracked against a keyframe that is wrong, and the edges of the graph inherit it; what is measured
     between the two ends of a loop is as it is.
     """
+
+    def drifted(T_world_reference: Matrix, T_world_camera: Matrix) -> Matrix:
+        step = se3.inverse(T_world_reference) @ T_world_camera
+        step = step @ se3.exp(np.array([0.0, 0.0, 0.0, 0.0, yaw * step[2, 3], 0.0]))
+        step[:3, 3] *= 1 + scale
+        return se3.orthonormalised(T_world_reference @ step)
+
+    with misplaced(drifted):
+        yield
+
+
+@contextmanager
+def misplaced(moved: Callable[[Matrix, Matrix], Matrix]) -> Iterator[None]:
+    """Inside, a keyframe is put where `moved` says, by the (4, 4) poses of the one it was tracked against and of its
+    own."""
     make = Reconstructor._keyframe
 
-    def drifted(self: Reconstructor, view: View, frame: Frame, T_world_camera: Matrix) -> Keyframe:
+    def elsewhere(self: Reconstructor, view: View, frame: Frame, T_world_camera: Matrix) -> Keyframe:
         store, reference_id = self._atlas.store, self._reference_id
         if reference_id is not None and reference_id in store:
-            T_world_reference = store[reference_id].T_world_camera
-            step = se3.inverse(T_world_reference) @ T_world_camera
-            step = step @ se3.exp(np.array([0.0, 0.0, 0.0, 0.0, yaw * step[2, 3], 0.0]))
-            step[:3, 3] *= 1 + scale
-            T_world_camera = se3.orthonormalised(T_world_reference @ step)
+            T_world_camera = moved(store[reference_id].T_world_camera, T_world_camera)
         return make(self, view, frame, T_world_camera)
 
-    with mock.patch.object(Reconstructor, "_keyframe", drifted):
+    with mock.patch.object(Reconstructor, "_keyframe", elsewhere):
         yield

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,12 @@ from benchmarks.machine import Machine
 from recon_ros.config import Config, InputConfig, updated
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.evaluation.trajectory import evaluate_trajectory
-from recon_ros.frame import Camera, Frame, Keyframe, Prediction, Trajectory
+from recon_ros.frame import Camera, Frame, Prediction, Trajectory
 from recon_ros.geometry import se3
 from recon_ros.mapping.loops import Loop
 from recon_ros.networks.card import ModelCard
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.runtimes.depth import DepthSource
-from recon_ros.tracking.view import View
 
 UNIT = 0.5
 """A metre in the source's unit."""
@@ -62,20 +60,15 @@ class Unscaled(DepthSource):
 @contextmanager
 def drifting(scale: float = SCALE_PER_METRE, yaw: float = drive.YAW_ERROR, unit: float = UNIT) -> Iterator[None]:
     """Inside, what becomes a keyframe is larger than the one it was tracked against, and turned, by so much a metre."""
-    make = Reconstructor._keyframe
 
-    def drifted(self: Reconstructor, view: View, frame: Frame, T_world_camera: Matrix) -> Keyframe:
-        store, reference_id = self._atlas.store, self._reference_id
-        if reference_id is not None and reference_id in store:
-            T_world_reference = store[reference_id].T_world_camera
-            step = se3.inverse(T_world_reference) @ T_world_camera
-            metres = float(np.linalg.norm(step[:3, 3])) / unit
-            turn = se3.exp(np.array([0.0, 0.0, 0.0, 0.0, yaw * step[2, 3] / unit, 0.0]))
-            grown = se3.scale_of(T_world_camera) * float(np.exp(scale * metres))
-            T_world_camera = se3.scaled(se3.orthonormalised(T_world_reference @ step @ turn), grown)
-        return make(self, view, frame, T_world_camera)
+    def drifted(T_world_reference: Matrix, T_world_camera: Matrix) -> Matrix:
+        step = se3.inverse(T_world_reference) @ T_world_camera
+        metres = float(np.linalg.norm(step[:3, 3])) / unit
+        turn = se3.exp(np.array([0.0, 0.0, 0.0, 0.0, yaw * step[2, 3] / unit, 0.0]))
+        grown = se3.scale_of(T_world_camera) * float(np.exp(scale * metres))
+        return se3.scaled(se3.orthonormalised(T_world_reference @ step @ turn), grown)
 
-    with mock.patch.object(Reconstructor, "_keyframe", drifted):
+    with drive.misplaced(drifted):
         yield
 
 

@@ -7,29 +7,29 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.config import Config, flatten, leaves
 from recon_ros.errors import ConfigError, InputError, ReconError
-from recon_ros.frame import Camera, Cloud, Frame, Keyframe, Prediction, State, Trajectory, Update
-from recon_ros.geometry import gravity, se3, surface
+from recon_ros.frame import Camera, Frame, Keyframe, Prediction, State, Update
+from recon_ros.geometry import se3, surface
 from recon_ros.geometry.features import Detector
 from recon_ros.geometry.grid import Grid
 from recon_ros.geometry.preparation import Prepared, prepare
 from recon_ros.geometry.ray_pose import RunningFocal, on_calibrated_rays
 from recon_ros.mapping import pose_graph
-from recon_ros.mapping.atlas import MAIN, Atlas, Correction
-from recon_ros.mapping.drawing import MapChanges
+from recon_ros.mapping.atlas import Atlas, Correction
 from recon_ros.mapping.folder import read_map
-from recon_ros.mapping.loops import Loop
-from recon_ros.mapping.map_data import MapData, SourceFacts, other_mount
+from recon_ros.mapping.map_data import MapData, SourceFacts
+from recon_ros.mapping.reading import ReadableMap
 from recon_ros.memory.selection import is_keyframe
-from recon_ros.memory.spill import Usage
 from recon_ros.networks.card import ModelCard
-from recon_ros.runtimes import make_source
+from recon_ros.runtimes import AUTO, make_source, named
 from recon_ros.runtimes.step import StepRuntime
+from recon_ros.tracking.keyframes import keyframe_of
 from recon_ros.tracking.tracker import Track, Tracker
 from recon_ros.tracking.view import View
 
@@ -47,7 +47,7 @@ def grid_for(config: Config, card: ModelCard, width: int, height: int) -> Grid:
     return Grid.fit(width, height, min(largest, card.max_size or largest), card.multiple)
 
 
-class Reconstructor:
+class Reconstructor(ReadableMap):
     """Turns frames into a map; synchronous and deterministic, the same frames give the same bits.
 
     The world frame is the first tracked camera's optical frame, made level (`geometry.gravity`) where its frame knows
@@ -61,10 +61,20 @@ class Reconstructor:
 
     Raises:
         ConfigError, NetworkError: when the source cannot be made or a library it takes is missing.
+        ReconError: when the map named by `map.load` cannot be loaded.
     """
 
+    _tracker: Tracker
+    _memory: Any
+    """The source's."""
+    _focal: RunningFocal
+    _frames_without_pose: int
+    _reference_id: int | None
+    """The keyframe that the last frame with a pose hangs on."""
+    _timings: dict[str, float]
+
     def __init__(self, config: Config | None = None, source: StepRuntime | None = None, live: bool = False) -> None:
-        self.config = config or Config()
+        self.config = named(config or Config())
         self._live = live
         self.source = source or make_source(self.config)
         if self.config.tracking.surface_sigma > 0:
@@ -72,118 +82,13 @@ class Reconstructor:
         if self.config.loops.enabled:
             pose_graph.require()
         self._detector = Detector(self.config.tracking.features)
-        self.reset()
-        if self.config.map.load:
-            self.load_map(read_map(self.config.map.load))
-
-    def reset(self) -> None:
-        """Forget everything that was seen; the source stays loaded."""
-        self._begin(self._new_atlas())
-
-    def load_map(self, data: MapData) -> None:
-        """Go on with a saved map in place of what was seen: LOST until the camera is recognised in it, and then in its
-        frame. With `mode` localization the map stays as it is.
-
-        Raises:
-            ReconError: when another source made the map, or its graph is none; nothing has changed then.
-        """
-        self.go_on_with(self.restored(data))
-
-    def restored(self, data: MapData) -> Atlas:
-        """A saved map made ready beside the present one: 25 ms a keyframe, which another thread may take.
-
-        Raises:
-            ReconError: see `load_map`.
-        """
-        name = self.source.card.name
-        if data.source.name != name:
-            raise ReconError(
-                f"the map was made with the source '{data.source.name}', this is '{name}': they would not recognise "
-                f"each other; set source to {data.source.name}"
-            )
-        atlas = self._new_atlas()
         try:
-            atlas.restore(data)
-        except ReconError:
-            atlas.close()
+            self.reset()
+            if self.config.map.load:
+                self.load_map(read_map(self.config.map.load))
+        except BaseException:
+            self.close()  # who gets no reconstructor cannot end its threads and its process
             raise
-        return atlas
-
-    def go_on_with(self, atlas: Atlas) -> None:
-        """`load_map` with a map that is ready."""
-        self._begin(atlas)
-        self._apply_to_map()
-        self._lose(atlas.last_seen)  # who starts again has seldom been moved
-
-    def lose(self) -> None:
-        """Forget where the camera is, not the map: time has jumped, or somebody has carried it away."""
-        self._lose(None)
-
-    def hint(self, T_world_camera: NDArray[np.float64]) -> bool:
-        """Where somebody says that the camera is: when it is looked for, keyframes near there are asked before others.
-
-        Nothing is believed for it: a pose still has to be verified, and where nothing near confirms the hint, the rest
-        of the map is asked as ever. It holds until the camera is found, and goes along with odometry where there is
-        some. In a frozen map (`mode` localization) even a camera that is tracked is looked for anew.
-
-        Args:
-            T_world_camera: (4, 4).
-
-        Returns:
-            Whether it is used: not while there is no map, nor while a map grows that the camera is tracked in.
-
-        Raises:
-            InputError: ``hint`` when it is no rigid pose.
-        """
-        if not se3.is_valid(T_world_camera):
-            raise InputError("hint", f"the hint is not a rigid (4, 4) pose: {np.asarray(T_world_camera)!r}")
-        state = self.state
-        if state is State.INITIALIZING or (state is State.TRACKING and self._is_mapping):
-            return False
-        if state is State.TRACKING:
-            self.lose()
-        self._tracker.hint(T_world_camera)
-        return True
-
-    def _lose(self, last_seen: int | None) -> None:
-        self._begin_tracking()
-        if len(self._atlas.store) > 0:
-            self._tracker.lose(last_seen)
-            self._frames_without_pose = self.config.tracking.lost_after
-
-    def state_of_map(self, T_base_camera: NDArray[np.float64] | None = None) -> MapData:
-        """The map as it is now, to be written by whoever has the time; see `mapping.folder` and `export.snapshot`.
-
-        `T_base_camera` (4, 4) is where the camera sits on the robot, which the map then knows; what a loaded one says
-        stands.
-        """
-        card = self.source.card
-        if self._atlas.T_base_camera is None:
-            self._atlas.T_base_camera = T_base_camera
-        return self._atlas.data(SourceFacts(card.name, card.family, card.weight_licence, card.is_metric))
-
-    def _new_atlas(self) -> Atlas:
-        return Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
-
-    def _begin(self, atlas: Atlas) -> None:
-        self.close()
-        if hasattr(self, "_atlas"):
-            atlas.drawing.take_the_place_of(self._atlas.drawing)
-        self._atlas: Atlas = atlas
-        self._focal = RunningFocal()
-        self._timings: dict[str, float] = {}
-        self._begin_tracking()
-
-    def _begin_tracking(self) -> None:
-        self._memory = self.source.initial_memory()
-        self._tracker = Tracker(self.config.tracking)
-        self._frames_without_pose = 0
-        self._reference_id: int | None = None
-
-    def close(self) -> None:
-        """End what works beside the tracking; the map can still be read."""
-        if hasattr(self, "_atlas"):
-            self._atlas.close()
 
     def process(self, frame: Frame) -> Update:
         """Advance by one frame.
@@ -208,114 +113,6 @@ class Reconstructor:
         with self._timed("remember"):
             keyframe = self._remember(view, frame, track)
         return self._update(view, frame, track, keyframe)
-
-    @property
-    def state(self) -> State:
-        """Where tracking stands after the last frame."""
-        if len(self._atlas.store) == 0:
-            return State.INITIALIZING
-        if self._frames_without_pose == 0:
-            return State.TRACKING
-        lost = self._frames_without_pose >= self.config.tracking.lost_after
-        return State.LOST if lost else State.RELOCALIZING
-
-    @property
-    def keyframes(self) -> tuple[Keyframe, ...]:
-        """All keyframes, ordered by id; their local points, and poses as they are now."""
-        return self._atlas.store.keyframes
-
-    @property
-    def keyframe_usage(self) -> Usage:
-        """How much of RAM and of a disk the keyframes take; the bound is `memory.max_ram_mb`."""
-        return self._atlas.store.usage
-
-    @property
-    def map_version(self) -> int:
-        """Changes whenever `map_cloud` does; never again what it was, also over `reset` and `load_map`."""
-        return self._atlas.drawing.version
-
-    def map_cloud(self, max_points: int | None = None) -> Cloud:
-        """The world cloud derived from the keyframes, at most `max_points` (the configuration's when None).
-
-        Live, as far as it is drawn; `settle` waits for the rest. This, `map_version` and `map_changes` may be called
-        from any thread, and had better not be from the one that tracks: they take as long as what has changed is large.
-        """
-        return self._atlas.drawing.cloud(max_points)
-
-    def map_changes(self, since_version: int) -> MapChanges:
-        """The blocks of the world cloud that are different since a `map_version`, 0 for all; whole blocks, with no
-        limit of points. Who takes over one after the other has the cloud."""
-        return self._atlas.drawing.changes(since_version)
-
-    def trajectory(self) -> Trajectory:
-        """T_world_camera of every tracked frame, after all corrections; without those of a map that was loaded, and of
-        submaps whose place is not known yet."""
-        return self._atlas.path.corrected(self._atlas.placed)
-
-    def live_trajectory(self) -> Trajectory:
-        """T_world_camera of every tracked frame, as it was known when the frame was processed."""
-        return self._atlas.path.live()
-
-    def set_config(self, config: Config) -> None:
-        """Take over new values of the options that are dynamic.
-
-        Raises:
-            ConfigError: when another one would change; nothing has changed then.
-        """
-        for (name, old, field), new in zip(leaves(self.config), flatten(config).values(), strict=True):
-            if old != new and not field.metadata["dynamic"]:
-                raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
-        self.config = config
-        self._tracker.config = config.tracking
-        self._apply_to_map()
-
-    def _apply_to_map(self) -> None:
-        self._atlas.config = self.config
-        self._atlas.drawing.set_config(self.config.map)
-
-    def grid(self, width: int, height: int) -> Grid:
-        """The pixel grid that images of this size are processed on, with the way there and back."""
-        return grid_for(self.config, self.source.card, width, height)
-
-    def settle(self) -> None:
-        """Let the whole map follow what is known of loops by now, as a run ends or the map is written."""
-        if self._is_mapping:
-            self._follow(self._atlas.settle())
-
-    @property
-    def submaps(self) -> int:
-        """Maps in frames of their own that have not been joined to the first yet."""
-        store = self._atlas.store
-        return len({store.submap_of(k.id) for k in store.keyframes} - {MAIN})
-
-    @property
-    def placed_keyframes(self) -> tuple[Keyframe, ...]:
-        """`keyframes` without those of submaps whose place in the world is not known yet."""
-        return tuple(self._atlas.placed.values())
-
-    @property
-    def unplaced(self) -> int:
-        """Tracked frames that `trajectory` leaves out, because they are of a submap whose place is not known yet."""
-        return self._atlas.unplaced
-
-    def map_from_world(self, T_base_camera: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(4, 4) T_map_world of a robot's map, z up and x ahead, whose camera sits at (4, 4) `T_base_camera`.
-
-        In the map the robot's base was first at the origin, and level: it really was where gravity is known, else it is
-        taken to have been. A loaded map keeps the frame it was made in, wherever the camera sits now; `other_mount`.
-        """
-        mount = T_base_camera if self._atlas.T_base_camera is None else self._atlas.T_base_camera
-        return gravity.level_mount(mount) if self._atlas.is_level else mount
-
-    def other_mount(self, T_base_camera: NDArray[np.float64]) -> str | None:
-        """A sentence to warn with when a loaded map was made by a camera that sat elsewhere on the robot than at
-        (4, 4) `T_base_camera`; else None."""
-        return other_mount(self._atlas.T_base_camera, T_base_camera)
-
-    @property
-    def loops(self) -> tuple[Loop, ...]:
-        """The loops that are believed by now."""
-        return self._atlas.loops
 
     def _follow(self, correction: Correction | None) -> None:
         """Tracking goes on from where the keyframe of the last frame has moved to."""
@@ -374,19 +171,10 @@ class Reconstructor:
     def _begin_map(
         self, view: View, T_odom_camera: NDArray[np.float64] | None, down: NDArray[np.float64] | None
     ) -> Track:
-        """Start a map, or a submap where the camera may be; a loop will tell where it really is.
-
-        A map is level where its first frame knows (3,) `down`, and then its submaps are, too.
-        """
+        """Start a map, or a submap where the camera may be; a loop will tell where it really is."""
         store, information = self._atlas.store, np.eye(6) * 1e12
         submap = store.new_submap() if len(store) else 0
-        T_world_camera = self._tracker.expected(view, T_odom_camera)
-        if not len(store) and down is not None and self.config.map.level:
-            self._atlas.is_level = True
-            T_world_camera = se3.make(gravity.level(down), np.zeros(3))
-        elif self._atlas.is_level and down is not None:
-            upright = gravity.towards_down(T_world_camera[None], down)[0]
-            T_world_camera = se3.make(upright @ T_world_camera[:3, :3], T_world_camera[:3, 3])
+        T_world_camera = self._atlas.first_pose(self._tracker.expected(view, T_odom_camera), down)
         self._tracker.begin(view, T_world_camera, T_odom_camera, submap)
         return Track(T_world_camera, store.next_id, 0.0, 0, 0.0 if submap else 1.0, information)
 
@@ -417,26 +205,8 @@ class Reconstructor:
         return is_keyframe(self.config.memory, track.best_overlap, T_reference_camera, view.median_depth)
 
     def _keyframe(self, view: View, frame: Frame, T_world_camera: NDArray[np.float64]) -> Keyframe:
-        stride = self.config.memory.points_stride
-        prediction = view.prediction
-        strided = (slice(stride // 2, None, stride),) * 2
-        points = view.points[strided].astype(np.float16)
-        height, width = points.shape[:2]
-        window = view.camera.cropped(stride // 2, stride // 2, width * stride, height * stride)
-        K = window.K.copy()
-        K[:2] /= stride  # every stride-th pixel is kept, not an average: pixel centres stay where they are
-        return Keyframe(
-            id=self._atlas.store.next_id,
-            stamp_ns=frame.stamp_ns,
-            frame_id=frame.frame_id,
-            camera=Camera(width, height, K),
-            T_world_camera=T_world_camera.copy(),
-            points=points,
-            confidence=self.source.card.normalised(prediction.confidence)[strided].astype(np.float16),
-            colour=view.image[strided].copy(),
-            features=view.features.only_located(),
-            is_metric=prediction.is_metric,
-        )
+        stride, card = self.config.memory.points_stride, self.source.card
+        return keyframe_of(self._atlas.store.next_id, view, frame, T_world_camera, stride, card)
 
     def _update(self, view: View, frame: Frame, track: Track | None, keyframe: Keyframe | None) -> Update:
         update = Update(
@@ -464,6 +234,16 @@ class Reconstructor:
             covariance=np.asarray(COVARIANCE_INFLATION * np.linalg.inv(track.information)),
         )
 
+    @property
+    def state(self) -> State:
+        """Where tracking stands after the last frame."""
+        if len(self._atlas.store) == 0:
+            return State.INITIALIZING
+        if self._frames_without_pose == 0:
+            return State.TRACKING
+        lost = self._frames_without_pose >= self.config.tracking.lost_after
+        return State.LOST if lost else State.RELOCALIZING
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -471,6 +251,150 @@ class Reconstructor:
             yield
         finally:
             self._timings[stage] = (time.perf_counter() - start) * 1e3
+
+    # -- maps ------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forget everything that was seen; the source stays loaded."""
+        self._begin(self._new_atlas())
+
+    def load_map(self, data: MapData) -> None:
+        """Go on with a saved map in place of what was seen: LOST until the camera is recognised in it, and then in its
+        frame. With `mode` localization the map stays as it is.
+
+        Raises:
+            ReconError: when another source made the map, or its graph is none; nothing has changed then.
+        """
+        self.go_on_with(self.restored(data))
+
+    def restored(self, data: MapData) -> Atlas:
+        """A saved map made ready beside the present one: 25 ms a keyframe, which another thread may take.
+
+        Raises:
+            ReconError: see `load_map`.
+        """
+        name = self.source.card.name
+        if data.source.name != name:
+            raise ReconError(
+                f"the map was made with the source '{data.source.name}', this is '{name}': they would not recognise "
+                f"each other; set source to {data.source.name}"
+            )
+        atlas = self._new_atlas()
+        try:
+            atlas.restore(data)
+        except BaseException:
+            atlas.close()
+            raise
+        return atlas
+
+    def go_on_with(self, atlas: Atlas) -> None:
+        """`load_map` with a map that is ready."""
+        self._begin(atlas)
+        self._apply_to_map()
+        self._lose(atlas.last_seen)  # who starts again has seldom been moved
+
+    def lose(self) -> None:
+        """Forget where the camera is, not the map: time has jumped, or somebody has carried it away."""
+        self._lose(None)
+
+    def hint(self, T_world_camera: NDArray[np.float64]) -> bool:
+        """Where somebody says that the camera is: when it is looked for, keyframes near there are asked before others.
+
+        Nothing is believed for it: a pose still has to be verified, and where nothing near confirms the hint, the rest
+        of the map is asked as ever. It holds until the camera is found, and goes along with odometry where there is
+        some. In a frozen map (`mode` localization) even a camera that is tracked is looked for anew.
+
+        Args:
+            T_world_camera: (4, 4).
+
+        Returns:
+            Whether it is used: not while there is no map, nor while a map grows that the camera is tracked in.
+
+        Raises:
+            InputError: ``hint`` when it is no rigid pose.
+        """
+        if not se3.is_valid(T_world_camera):
+            raise InputError("hint", f"the hint is not a rigid (4, 4) pose: {np.asarray(T_world_camera)!r}")
+        state = self.state
+        if state is State.INITIALIZING or (state is State.TRACKING and self._is_mapping):
+            return False
+        if state is State.TRACKING:
+            self.lose()
+        self._tracker.hint(T_world_camera)
+        return True
+
+    def _lose(self, last_seen: int | None) -> None:
+        self._begin_tracking()
+        if len(self._atlas.store) > 0:
+            self._tracker.lose(last_seen)
+            self._frames_without_pose = self.config.tracking.lost_after
+
+    def state_of_map(self, T_base_camera: NDArray[np.float64] | None = None) -> MapData:
+        """The map as it is now, to be written by whoever has the time; see `mapping.folder` and `export.snapshot`.
+
+        `T_base_camera` (4, 4) is where the camera sits on the robot; what a loaded map says of it stands.
+        """
+        card = self.source.card
+        data = self._atlas.data(SourceFacts(card.name, card.family, card.weight_licence, card.is_metric))
+        return replace(data, T_base_camera=T_base_camera) if data.T_base_camera is None else data
+
+    def _new_atlas(self) -> Atlas:
+        return Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
+
+    def _begin(self, atlas: Atlas) -> None:
+        self.close()
+        if hasattr(self, "_atlas"):
+            atlas.drawing.take_the_place_of(self._atlas.drawing)
+        self._atlas = atlas
+        self._focal = RunningFocal()
+        self._timings = {}
+        self._begin_tracking()
+
+    def _begin_tracking(self) -> None:
+        self._memory = self.source.initial_memory()
+        self._tracker = Tracker(self.config.tracking)
+        self._frames_without_pose = 0
+        self._reference_id = None
+
+    def catch_up(self) -> None:
+        """Let the map follow what is known of loops by now, as before it is written; waits for nobody."""
+        if self._is_mapping:
+            self._follow(self._atlas.settle())
+
+    def settle(self) -> None:
+        """`catch_up`, and wait until the cloud is drawn, as a run ends."""
+        self.catch_up()
+        self._atlas.drawing.settle()
+
+    def close(self) -> None:
+        """End what works beside the tracking; the map can still be read."""
+        if hasattr(self, "_atlas"):
+            self._atlas.close()
+
+    # -- configuration ---------------------------------------------------------------------------------------
+
+    def set_config(self, config: Config) -> None:
+        """Take over new values of the options that are dynamic.
+
+        Raises:
+            ConfigError: when another one would change; nothing has changed then.
+        """
+        if config.source == AUTO:
+            config = replace(config, source=self.config.source)  # what it was decided to be
+        for (name, old, field), new in zip(leaves(self.config), flatten(config).values(), strict=True):
+            if old != new and not field.metadata["dynamic"]:
+                raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
+        self.config = config
+        self._tracker.config = config.tracking
+        self._apply_to_map()
+
+    def _apply_to_map(self) -> None:
+        self._atlas.config = self.config
+        self._atlas.drawing.set_config(self.config.map)
+
+    def grid(self, width: int, height: int) -> Grid:
+        """The pixel grid that images of this size are processed on, with the way there and back."""
+        return grid_for(self.config, self.source.card, width, height)
 
 
 def _without(mask: NDArray[np.bool_] | None, prediction: Prediction) -> Prediction:

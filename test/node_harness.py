@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -250,6 +250,19 @@ class Graph:
 def pose(message: Any) -> se3.Matrix:
     """(4, 4) of a message with a pose with covariance."""
     return conversions.matrix_from_pose(message.pose.pose)
+
+
+@contextlib.contextmanager
+def running(folder: Path, parameters: dict[str, Any], besides: tuple[interface.Topic, ...] = ()) -> Iterator[Graph]:
+    """A node in a process and the graph around it, matched; both are taken down in the end."""
+    process = NodeProcess(folder, parameters)
+    graph = Graph(process, besides)
+    try:
+        graph.wait_for_match()
+        yield graph
+    finally:
+        process.end()
+        graph.close()
 
 
 class Walker:

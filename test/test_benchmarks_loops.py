@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from textured_room import CAMERA, TexturedRoom, walk
 
-from benchmarks import drive, kidnap, loops, soak, unscaled, walls
+from benchmarks import drive, kidnap, loops, loops_run, soak, unscaled, walls
 from recon_ros.config import Config, updated
 from recon_ros.datasets.synthetic import AisleLoop, SyntheticWarehouse
 from recon_ros.datasets.warehouse import LOOP, WarehouseBuilder, driven_rectangle
@@ -138,10 +138,10 @@ def test_a_loop_is_held_against_the_truth():
 
 def test_a_run_keeps_its_record():
     frames = [frame for frame, _ in room_frames(5)]
-    found = loops.run(iter(frames), Config(), live=False, rate_hz=None)
+    found = loops_run.run(iter(frames), Config(), live=False, rate_hz=None)
     assert len(found.blocks_ms) == len(found.frames_ms) == len(found.trajectory) == 5 and found.lost == 0
     assert {k.id for k in found.keyframes} == set(found.frame_of)
-    assert {name for parts in found.parts_ms for name in parts} <= {name for name, _, _ in loops.GRAPH}
+    assert {name for parts in found.parts_ms for name in parts} <= {name for name, _, _ in loops_run.GRAPH}
 
 
 def test_a_soak_that_grows_or_slows_down_is_broken():

@@ -25,7 +25,7 @@ from recon_ros.geometry.camera import Camera
 from recon_ros.messages import stamp_ns
 from recon_ros.ros import tf
 from recon_ros.ros.conversions import matrix_from_transform, transform_message
-from recon_ros.ros.frames import Frames, Poses, covariance_of_base, rigid
+from recon_ros.ros.frames import Frames, Poses, covariance_of_base
 from recon_ros.ros.mount import T_BASE_OPTICAL, Mount, mount_from_text
 from recon_ros.ros.pose_tracks import Track, Tree
 
@@ -199,8 +199,8 @@ def test_covariance_is_that_of_moved_samples(mount: np.ndarray, pose: np.ndarray
 def test_rigid_takes_the_scale_away() -> None:
     T = se3.exp(np.array([1.0, 2, 3, 0.1, 0.2, 0.3]))
     scaled = se3.make(T[:3, :3], T[:3, 3], scale=2.5)
-    np.testing.assert_allclose(rigid(scaled), T, atol=1e-12)
-    np.testing.assert_allclose(rigid(np.stack([scaled, T])), np.stack([T, T]), atol=1e-12)
+    np.testing.assert_allclose(se3.rigid(scaled), T, atol=1e-12)
+    np.testing.assert_allclose(se3.rigid(np.stack([scaled, T])), np.stack([T, T]), atol=1e-12)
 
 
 # -- the mount --------------------------------------------------------------------------------------------------

@@ -123,6 +123,21 @@ def test_gravity_takes_the_tilt_out_of_a_graph(scale_drifts: bool, loops: bool) 
     np.testing.assert_array_equal(again.matrices, solution.matrices)
 
 
+@pytest.mark.parametrize("scale_drifts", [False, True], ids=["SE3", "Sim3"])
+def test_a_graph_whose_oldest_node_is_tilted_is_put_upright_as_a_whole(scale_drifts: bool) -> None:
+    """Nothing but gravity has a say in its tilt; its place stays, and so does where it heads."""
+    truth = [se3.make(se3.exp([0, 0, 0, 0, 0.4 * i, 0])[:3, :3], [1.0 + i, 0.5, 2.0]) for i in range(3)]
+    lean = se3.exp(np.array([0, 0, 0, np.radians(5.0), 0, 0]))[:3, :3]
+    about = se3.make(lean, truth[0][:3, 3] - lean @ truth[0][:3, 3])
+    graph = PoseGraph(scale_drifts)
+    for i, T in enumerate(truth):
+        graph.add_node(i, about @ T, T[:3, :3].T @ DOWN)
+        if i:
+            graph.add_edge(Edge(i - 1, i, se3.inverse(truth[i - 1]) @ T, np.eye(6) * 1e4))
+    for solved, T in zip(optimise(graph.snapshot()).matrices, truth, strict=True):
+        np.testing.assert_allclose(solved, T, atol=1e-3)
+
+
 def test_gravity_says_nothing_of_heading_place_and_scale() -> None:
     rng = np.random.default_rng(1)
     T = [se3.make(gravity.level(DOWN), np.zeros(3)), se3.make(se3.exp([0, 0, 0, 0, 2.0, 0])[:3, :3], [3, 0, 1], 1.3)]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +18,14 @@ pytest.importorskip("rclpy", reason="needs ROS 2")
 from sensor_msgs.msg import Imu
 from textured_room import TexturedRoom
 
-from recon_ros.config import NodeConfig, updated
+from recon_ros.config import Config, NodeConfig, updated
+from recon_ros.errors import InputError
+from recon_ros.frame import Frame, State
 from recon_ros.geometry import se3
 from recon_ros.geometry.gravity import DOWN
 from recon_ros.ros import gravity
 from recon_ros.ros.mount import T_BASE_OPTICAL
+from recon_ros.ros.pipeline import Pipeline
 
 START_NS, STEP_NS = 1_700_000_000_000_000_000, 10_000_000
 
@@ -113,6 +117,24 @@ def test_a_map_waits_for_gravity_but_not_for_ever(kind: str, monkeypatch: pytest
     now[0] += 0.2
     assert not awaited.is_awaited() and not awaited.is_awaited()
     assert len(node.said) == 1 and "5 s" in node.said[0]
+    awaited.clear()
+    assert awaited.is_awaited(), "a map that begins after a reset waits as the first did"
+    now[0] += gravity.GRACE_S + 0.1
+    assert not awaited.is_awaited() and len(node.said) == 2
+
+
+@pytest.mark.parametrize(
+    ("level", "state", "waits"),
+    [(True, State.INITIALIZING, True), (False, State.INITIALIZING, False), (True, State.LOST, False)],
+)
+def test_only_a_map_that_is_to_begin_level_waits_for_gravity(level: bool, state: State, waits: bool) -> None:
+    pipeline: Any = Pipeline.__new__(Pipeline)
+    pipeline.config, pipeline.node_config = updated(Config(), {"map.level": level}), NodeConfig()
+    pipeline.gravity, _ = source("base")
+    pipeline.mount, pipeline.reconstructor = SimpleNamespace(camera_frame="camera"), SimpleNamespace(state=state)
+    frame = Frame(START_NS, np.zeros((4, 4, 3), np.uint8))
+    with pytest.raises(InputError, match="down") if waits else contextlib.nullcontext():
+        assert pipeline._with_gravity(frame, None).gravity is None
 
 
 @pytest.mark.ros

@@ -11,7 +11,7 @@ from textured_room import TexturedRoom
 from recon_ros.config import Config, updated
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import Verified
-from recon_ros.mapping.atlas import Atlas
+from recon_ros.mapping.atlas import INFLATION, Atlas
 from recon_ros.mapping.loops import LoopDetector
 from recon_ros.mapping.pose_graph import Edge, PoseGraph
 from recon_ros.memory.store import KeyframeStore
@@ -117,3 +117,32 @@ def test_two_sparse_laps_attest_their_loops(monkeypatch: pytest.MonkeyPatch, off
     monkeypatch.setattr(LoopDetector, "_verify", verified)
     loops = LoopDetector(Config()).detect(store[13], store, [1])
     assert [(loop.a, loop.b, loop.evidence) for loop in loops] == ([(1, 13, (12,))] if found else [])
+
+
+def test_where_a_camera_will_be_follows_a_correction_of_place_and_scale() -> None:
+    """What it moves in a second grows with the map, in which it goes on as before."""
+    views = [room_view(ROOM, aside(x), stamp) for x, stamp in ((0.0, 0), (0.05, 10**8), (0.1, 2 * 10**8))]
+    store, tracker = KeyframeStore(10), Tracker(Config().tracking)
+    store.add(room_keyframe(0, views[0], aside(0.0)))
+    tracker.begin(views[0], aside(0.0), None)
+    assert tracker.track(views[1], store, None) is not None
+    before = tracker.expected(views[2], None)
+    np.testing.assert_allclose(before[:3, 3], [0.1, 0, 0], atol=0.01)
+    G = se3.scaled(se3.exp(np.array([1.0, 2.0, 3.0, 0.1, -0.2, 0.3])), 1.5)
+    tracker.follow(G)
+    np.testing.assert_allclose(tracker.expected(views[2], None), se3.rigid(G @ before), atol=1e-9)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_an_edge_is_as_sure_of_a_metre_whatever_the_keyframes_unit(unit: float) -> None:
+    """The measurement was of the camera in the world; the edge speaks of it in the keyframe's unit."""
+    atlas, view, rng = Atlas(Config(), scale_drifts=True), room_view(ROOM, aside(0.0)), np.random.default_rng(0)
+    root = rng.normal(size=(6, 6))
+    information = root @ root.T + np.eye(6)
+    atlas.add(room_keyframe(0, view, aside(0.0)), None, np.eye(6))
+    atlas.add(room_keyframe(1, view, se3.scaled(aside(0.3), unit)), 0, information)
+    (edge,) = atlas.graph.edges.values()
+    moved_and_turned = rng.normal(size=6)
+    in_unit = moved_and_turned / np.array([unit] * 3 + [1.0] * 3)
+    expected = moved_and_turned @ information @ moved_and_turned / INFLATION
+    assert in_unit @ edge.information @ in_unit == pytest.approx(expected)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from recon_ros.frame import Camera, Frame, State
 from recon_ros.geometry import se3
 from recon_ros.geometry.two_view import VerifySettings
 from recon_ros.mapping import folder_swap
+from recon_ros.mapping.atlas import Atlas
 from recon_ros.mapping.folder import DATA_FILES, MANIFEST, VERSION, read_map, write_manifest
 from recon_ros.mapping.map_data import MapData
 from recon_ros.mapping.merge import merge
@@ -345,6 +347,33 @@ def test_a_map_of_another_source_is_refused_and_nothing_changes(folder: Path) ->
 
 
 # -- joining maps ------------------------------------------------------------------------------------------------
+
+
+def test_who_cannot_load_its_map_leaves_no_threads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Atlas] = []
+    close = Atlas.close
+    monkeypatch.setattr(Atlas, "close", lambda atlas: ended.append(atlas) or close(atlas))
+    with pytest.raises(ReconError, match="nowhere"):
+        Reconstructor(updated(Config(), {"map.load": str(folder / "nowhere")}), live=True)
+    assert len(ended) == 1 and ended[0].drawing._thread is not None
+    assert not ended[0].drawing._thread.is_alive()
+
+
+def test_a_map_is_ready_to_be_written_before_its_cloud_is_drawn(folder: Path) -> None:
+    r = Reconstructor(updated(Config(), FAST | {"map.load": str(folder)}), live=True)
+    drawing = r._atlas.drawing
+    expected = fresh(map__load=str(folder)).map_cloud()
+    with drawing._at_work:  # as if a keyframe took for ever
+        thread = threading.Thread(target=lambda: (r.catch_up(), r.state_of_map()), daemon=True)
+        thread.start()
+        thread.join(20)
+        assert not thread.is_alive(), "tracking waits for the cloud"
+        cloud = r.whole_cloud
+        r._atlas.drawing.draw(r.keyframes[0])
+    r.reset()
+    np.testing.assert_array_equal(cloud().points, expected.points)
+    assert len(r.map_cloud()) == 0
+    r.close()
 
 
 def test_maps_that_overlap_are_joined_in_the_frame_of_the_first() -> None:

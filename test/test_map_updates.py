@@ -118,16 +118,10 @@ def test_only_what_changed_is_sent_and_colours_are_kept() -> None:
 @pytest.fixture
 def graph(tmp_path: Path) -> Iterator[Any]:
     pytest.importorskip("tf2_msgs", reason="needs tf2_msgs (scripts/build_tf2_msgs.py)")
-    from node_harness import OWN_MOUNT, Graph, NodeProcess
+    from node_harness import OWN_MOUNT, running
 
-    process = NodeProcess(tmp_path, {**OWN_MOUNT, "map_publish_period": 0.1, "watchdog_period": 100.0})
-    graph = Graph(process)
-    try:
-        graph.wait_for_match()
+    with running(tmp_path, {**OWN_MOUNT, "map_publish_period": 0.1, "watchdog_period": 100.0}) as graph:
         yield graph
-    finally:
-        process.end()
-        graph.close()
 
 
 def map_rows(message: Any) -> np.ndarray:

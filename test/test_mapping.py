@@ -222,6 +222,16 @@ def test_the_path_follows_a_keyframe_that_moves() -> None:
     np.testing.assert_allclose(walk.log.live().poses, walk.poses, atol=1e-12)
 
 
+def test_a_keyframe_that_grows_takes_its_poses_along_and_they_stay_rigid() -> None:
+    walk = Walk(50, 1000)
+    grown = se3.make(se3.exp(np.array([0, 0, 0, 0, 0.4, 0]))[:3, :3], [1.0, 0.0, -2.0], 1.5)
+    walk.keyframes[3].T_world_camera = grown @ walk.keyframes[3].T_world_camera
+    corrected = walk.log.corrected(walk.keyframes).poses
+    moved = np.arange(50) * 5 // 50 == 3
+    np.testing.assert_allclose(corrected[moved], se3.rigid(grown @ walk.poses[moved]), atol=1e-9)
+    assert all(se3.is_valid(pose) for pose in corrected)
+
+
 def test_re_anchored_poses_stay_and_then_follow_their_new_keyframe() -> None:
     walk = Walk(50, 1000)
     gone = walk.keyframes.pop(2)

@@ -249,6 +249,43 @@ def test_a_reader_does_not_wait_for_all_that_waits(live: Drawing, monkeypatch: p
     monkeypatch.setattr(VoxelMap, "add", slow)
 
 
+def test_who_wants_the_whole_cloud_draws_what_waits(live: Drawing, caplog: pytest.LogCaptureFixture) -> None:
+    keyframes = keyframes_of(4)
+    whole: list[Cloud] = []
+    with live._at_work:
+        for keyframe in keyframes:
+            live.draw(keyframe)
+        keyframes[1].confidence = keyframes[1].confidence[:-1]
+        asking = threading.Thread(target=lambda: whole.append(live.whole()))
+        asking.start()
+    asking.join(PATIENCE_S)
+    assert_same(whole[0], afresh([keyframes[0], *keyframes[2:]]))
+    assert "keyframe 1" in caplog.text, "what cannot be drawn is no reason to have nothing"
+
+
+def test_offline_what_was_told_before_other_options_is_drawn_by_those_before() -> None:
+    strict = map_config(min_confidence=0.9)
+    clouds = []
+    for looks in (False, True):
+        drawing, keyframes = Drawing(map_config()), keyframes_of(3)
+        for keyframe in keyframes:
+            keyframe.confidence[::2] = 0.5
+        drawing.draw(keyframes[0])
+        move(keyframes[0])
+        drawing.draw(keyframes[0])
+        drawing.set_config(strict)
+        if looks:
+            drawing.cloud()
+        drawing.draw(keyframes[1])
+        clouds.append(drawing.cloud())
+    assert_same(*clouds)
+    expected = VoxelMap(map_config())
+    expected.add(keyframes[0])
+    expected.set_config(strict)
+    expected.add(keyframes[1])
+    assert_same(clouds[0], expected.cloud())
+
+
 def test_after_the_end_the_rest_is_drawn_by_who_reads(done: list[tuple[str, int]]) -> None:
     drawing, keyframes = Drawing(map_config(), live=True), keyframes_of(5)
     with drawing._at_work:

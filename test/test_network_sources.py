@@ -182,7 +182,7 @@ def test_weights_that_are_not_here_are_one_sentence(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["dust3r_512_dbt", "depths"])
 def test_an_unknown_network_names_the_known(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"'source' is '{name}'; it must be depth, or .*dust3r_512_dpt"):
+    with pytest.raises(ConfigError, match=rf"'source' is '{name}'; it must be depth, auto, or .*dust3r_512_dpt"):
         Reconstructor(updated(Config(), {"source": name}))
 
 

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("tf2_msgs", reason="needs tf2_msgs (scripts/build_tf2_msgs.py)")
 
-from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, Graph, NodeProcess, Walker, pose
+from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, Graph, Walker, pose, running
 from sensor_msgs.msg import PointCloud2
 from std_srvs.srv import SetBool, Trigger
 from textured_room import CAMERA, TexturedRoom, walk
@@ -48,14 +48,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
         "path_period": 0.2,
         "watchdog_period": 100.0,
     }
-    process = NodeProcess(folder, parameters)
-    graph = Graph(process, besides=LAZY)
-    try:
-        graph.wait_for_match()
+    with running(folder, parameters, LAZY) as graph:
         yield graph
-    finally:
-        process.end()
-        graph.close()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +88,8 @@ def test_depth_comes_out_as_it_went_in(graph: Graph, walker: Walker, room: Textu
 
 
 def test_the_map_begins_at_the_first_base_pose_and_is_rep_103(graph: Graph, walker: Walker) -> None:
+    while walker.step < 6:  # on its own
+        walker.track()
     first = pose(graph.received["~/odometry"][0])
     np.testing.assert_allclose(first, np.eye(4), atol=1e-9)
     message = graph.received["~/odometry"][-1]

@@ -14,7 +14,7 @@ pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("tf2_msgs", reason="needs tf2_msgs (scripts/build_tf2_msgs.py)")
 
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from node_harness import OWN_MOUNT, PERIOD_NS, START_NS, Graph, NodeProcess, Walker, pose
+from node_harness import OWN_MOUNT, PERIOD_NS, START_NS, Graph, Walker, pose, running
 from std_srvs.srv import SetBool, Trigger
 from textured_room import CAMERA, TexturedRoom, walk
 
@@ -68,14 +68,8 @@ def graph(tmp_path_factory: pytest.TempPathFactory, room: TexturedRoom) -> Itera
         r.process(Frame(START_NS + step * PERIOD_NS, image, CAMERA, depth))
     saved = write_snapshot(Snapshot(r.state_of_map(), r.map_cloud(), {}), folder / "map")
     parameters = {**OWN_MOUNT, "map.load": saved, "mode": "localization", "watchdog_period": 100.0}
-    process = NodeProcess(folder, parameters)
-    graph = Graph(process)
-    try:
-        graph.wait_for_match()
+    with running(folder, parameters) as graph:
         yield graph
-    finally:
-        process.end()
-        graph.close()
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +165,7 @@ def test_the_pose_of_the_base_becomes_that_of_the_camera_in_the_core() -> None:
     hints: list[np.ndarray] = []
     core = types.SimpleNamespace(state=State.LOST, hint=lambda T: hints.append(T) or True)
     pipeline: Any = Pipeline.__new__(Pipeline)
-    pipeline.mount = types.SimpleNamespace(T_base_camera=T_base_camera)
+    pipeline.map_outputs = types.SimpleNamespace(T_map_world=T_base_camera)
     pipeline.reconstructor, pipeline._log = core, types.SimpleNamespace(info=lambda _: None)
     pipeline._look_near(T_map_base @ T_base_camera)
     np.testing.assert_allclose(hints[0], T_world_camera, atol=1e-9)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 pytest.importorskip("rclpy", reason="needs ROS 2 (rclpy)")
 pytest.importorskip("tf2_msgs", reason="needs tf2_msgs (scripts/build_tf2_msgs.py)")
 
-from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, Graph, NodeProcess, Walker
+from node_harness import CAMERA_FRAME, OWN_MOUNT, PERIOD_NS, Graph, Walker, running
 from sensor_msgs.msg import Image, PointField
 from textured_room import CAMERA, TexturedRoom, walk
 
@@ -69,14 +70,8 @@ class Masks:
 def graph(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Graph]:
     folder = tmp_path_factory.mktemp("node")
     parameters = {**OWN_MOUNT, "input.mask": True, "map_publish_period": 0.3, "watchdog_period": 1.0}
-    process = NodeProcess(folder, parameters)
-    graph = Graph(process)
-    try:
-        graph.wait_for_match()
+    with running(folder, parameters) as graph:
         yield graph
-    finally:
-        process.end()
-        graph.close()
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +243,19 @@ def test_nothing_is_kept_for_nobody() -> None:
     objects.add_frame(None, None, None, None, "")  # type: ignore[arg-type]
     objects.add_mask(None)
     assert not objects._shots and not objects._waiting
+
+
+def test_a_mask_that_waits_in_vain_is_counted() -> None:
+    """No frame of theirs comes at all, as of a camera that has died."""
+    from recon_ros.ros.objects import WAITING, Objects
+    from recon_ros.ros.statistics import Statistics
+
+    said: list[str] = []
+    statistics = Statistics()
+    listener = types.SimpleNamespace(wanted=lambda _: True)
+    objects = Objects(listener, None, statistics, said.append, 0)  # type: ignore[arg-type]
+    for i in range(WAITING + 6):
+        stamp = types.SimpleNamespace(sec=i + 1, nanosec=0)
+        objects.add_mask(types.SimpleNamespace(header=types.SimpleNamespace(stamp=stamp)))
+    assert statistics.counts["object_masks_unpaired"] == 6 and len(objects._waiting) == WAITING
+    assert len(said) == 1 and "none at all" in said[0]

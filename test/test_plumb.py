@@ -70,3 +70,15 @@ def test_nothing_is_said_too_early_too_late_or_of_nonsense() -> None:
     for i in range(400):
         falling.add(START_NS + i * STEP_NS, np.zeros(3), np.zeros(3))
     assert falling.at(now(400)) is None
+
+
+def test_a_clock_that_is_set_back_is_a_new_beginning_and_a_late_sample_is_not() -> None:
+    plumb = fed(300)
+    late = now(300) - 10 * STEP_NS
+    plumb.add(late, -STANDARD_GRAVITY * np.array([1.0, 0, 0]))
+    assert angle(plumb.at(now(300)), DOWN) < 0.02
+    turned = np.array([1.0, 0.0, 0.0])
+    for i in range(300):
+        plumb.add(START_NS // 2 + i * STEP_NS, -STANDARD_GRAVITY * turned)
+    assert angle(plumb.at(START_NS // 2 + 299 * STEP_NS), turned) < 1e-6
+    assert plumb.at(now(300)) is None, "of the clock before"

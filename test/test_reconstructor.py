@@ -584,6 +584,14 @@ def test_dynamic_options_change_and_others_are_refused() -> None:
     assert r.config.map.voxel_size == 0.03 and r.config.tracking.min_inliers == 30
 
 
+def test_a_source_that_was_chosen_for_us_stays_the_same_while_options_change() -> None:
+    config = updated(Config(), {"source": "auto"})
+    r = Reconstructor(config, DepthSource(config.input))
+    chosen = r.config.source
+    r.set_config(updated(config, {"tracking.min_inliers": 30}))
+    assert r.config.source == chosen != "auto" and r.config.tracking.min_inliers == 30
+
+
 def test_an_image_too_small_for_keypoints_is_refused() -> None:
     tiny = Frame(1, np.zeros((1, 1, 3), np.uint8), Camera.from_focal(1, 1, 1.0), np.ones((1, 1), np.float32))
     with pytest.raises(InputError, match="1x1"):

@@ -131,6 +131,7 @@ def test_new_keyframes_come_first_and_nothing_is_forgotten(asked: list[tuple[int
     search.found()
     assert asked[1:] == [(7, (2,))] and search.seen == {(2, 7)}
     assert search.is_idle
+    assert search._asked == {}, "what a new keyframe was put in place of is not kept"
     search.look_again([(0, 8), (1, 8)])  # not seen yet, so that the solver tells them again
     search.step(config, store)
     backend.work()

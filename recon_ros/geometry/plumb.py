@@ -40,7 +40,8 @@ class Plumb:
         self._stamp_ns, self._counted_s = 0, 0.0
 
     def add(self, stamp_ns: int, acceleration: NDArray[Any], angular_velocity: NDArray[Any] | None = None) -> None:
-        """Take in a sample; what is not finite, or not newer than the last, is passed over.
+        """Take in a sample; what is not finite, or a little older than the last, is passed over. Much older, it is of a
+        clock that was set back, and the first of a new beginning.
 
         Args:
             stamp_ns: of the sample.
@@ -49,8 +50,12 @@ class Plumb:
         """
         acceleration = np.asarray(acceleration, dtype=np.float64)
         turn = np.zeros(3) if angular_velocity is None else np.asarray(angular_velocity, dtype=np.float64)
+        if not np.isfinite([acceleration, turn]).all():
+            return
+        if stamp_ns < self._stamp_ns - STALE_S * 1e9:
+            self.clear()
         seconds = (stamp_ns - self._stamp_ns) / 1e9
-        if seconds <= 0 or not np.isfinite([acceleration, turn]).all():
+        if seconds <= 0:
             return
         if seconds > STALE_S:
             self._down, self._counted_s, seconds = None, 0.0, 0.0

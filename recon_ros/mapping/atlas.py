@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from recon_ros.config import Config
 from recon_ros.frame import Keyframe
-from recon_ros.geometry import se3
+from recon_ros.geometry import gravity, se3
 from recon_ros.mapping.backend import Backend, InlineBackend, ThreadBackend
 from recon_ros.mapping.backend_process import ProcessBackend
 from recon_ros.mapping.drawing import Drawing
@@ -158,6 +158,21 @@ class Atlas:
 
     # -- growing ---------------------------------------------------------------------------------------------
 
+    def first_pose(self, T_expected: Matrix, down: Matrix | None) -> Matrix:
+        """(4, 4) T_world_camera to begin a map with, or a submap, where a camera is expected that may know (3,) `down`.
+
+        A map is level where its first frame knows it, and then its submaps are, too.
+        """
+        if down is None:
+            return T_expected
+        if not len(self.store) and self.config.map.level:
+            self.is_level = True
+            return se3.make(gravity.level(down), np.zeros(3))
+        if not self.is_level:
+            return T_expected
+        upright = gravity.towards_down(T_expected[None], down)[0]
+        return se3.make(upright @ T_expected[:3, :3], T_expected[:3, 3])
+
     def add(
         self,
         keyframe: Keyframe,
@@ -165,7 +180,7 @@ class Atlas:
         information: Matrix,
         descriptor: NDArray[np.float32] | None = None,
         uninterrupted: bool = True,
-        gravity: Matrix | None = None,
+        down: Matrix | None = None,
     ) -> None:
         """Take a keyframe in, tied to the one it was tracked against, and look whether it closes a loop.
 
@@ -176,7 +191,7 @@ class Atlas:
             information: (6, 6) of that measurement, in the keyframe's camera frame.
             descriptor: a network's, of the place.
             uninterrupted: tracking came here from the newest keyframe, which ties the two as well.
-            gravity: (3,) unit vector down in its camera's frame, or None; used where the world is level.
+            down: (3,) unit vector down in its camera's frame, or None; used where the world is level.
         """
         previous, self._newest = self._newest, keyframe.id
         submap = self.store.new_submap() if reference_id is None and len(self.store) else 0
@@ -184,7 +199,7 @@ class Atlas:
             submap = self.store.submap_of(reference_id)
         self.store.add(keyframe, submap)
         self.places.add(keyframe.id, keyframe.features, descriptor)
-        self.graph.add_node(keyframe.id, keyframe.T_world_camera, gravity if self.is_level else None)
+        self.graph.add_node(keyframe.id, keyframe.T_world_camera, down if self.is_level else None)
         if reference_id is not None:
             self._tie(reference_id, keyframe, information, "odometry")
             if uninterrupted and previous is not None and previous != reference_id and previous in self.store:
@@ -192,7 +207,7 @@ class Atlas:
         if self.config.loops.enabled:
             alike = candidates(keyframe, self.store, self.places, self.config.loops, descriptor)
             self._search.look(self.config, keyframe, self.store, alike)
-            self._plumb(gravity)
+            self._plumb(down)
         self._draw(keyframe)  # last, because who draws it competes with this thread
         self._prune()
 
@@ -208,9 +223,9 @@ class Atlas:
         edge = Edge(other_id, keyframe.id, T_other_keyframe, information, kind)  # type: ignore[arg-type]
         self.graph.add_edge(edge)
 
-    def _plumb(self, gravity: Matrix | None) -> None:
+    def _plumb(self, down: Matrix | None) -> None:
         """Solve the graph now and then without a loop, too: gravity has something to say all the time."""
-        self._plumbed += self.is_level and gravity is not None
+        self._plumbed += self.is_level and down is not None
         if self._plumbed == PLUMB_EVERY:
             self._plumbed = 0
             self._solve()
@@ -279,13 +294,13 @@ class Atlas:
         return correction
 
     def settle(self) -> Correction | None:
-        """`follow` to the end, for whoever wants the whole map as it is; waits only for what is done at once."""
+        """`follow` to the end, for whoever wants the whole map as it is; waits only for what is done at once, and not
+        for the cloud."""
         correction = self.follow()
         for _ in range(SETTLING):
             if self._search.is_idle:
                 break
             correction = _both(correction, self.follow())
-        self.drawing.settle()
         return correction
 
     def _apply(self, answer: Answer) -> Correction | None:

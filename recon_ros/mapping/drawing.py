@@ -103,10 +103,13 @@ class Drawing:
             self._told.notify_all()
         if not self._live and (keyframe is None or not is_known):
             with self._at_work:
+                self._configure()
                 self._advance(keyframe_id)
 
     def set_config(self, config: MapConfig) -> None:
         """Take over new values of what a running node may change."""
+        if not self._live:
+            self._catch_up()  # what was told before is drawn as it was then, whether or not somebody has looked since
         with self._told:
             self._config = config
             self._told.notify_all()
@@ -124,6 +127,13 @@ class Drawing:
         """The cloud as far as it is drawn, at most `max_points` (the configuration's when None)."""
         with self._held():
             return self._map.cloud(max_points)
+
+    def whole(self) -> Cloud:
+        """`cloud` with all drawn that was told by now, if need be by who calls this."""
+        with self._held():
+            for _ in range(self.waiting):
+                self._advance()
+            return self._map.cloud()
 
     def changes(self, since_version: int) -> MapChanges:
         """What is different since a `version` of this cloud, or of another that it has taken the place of."""
@@ -223,7 +233,7 @@ class Drawing:
             elif before is not None:
                 self._map.remove(before)
         except Exception:
-            if threading.current_thread() is not self._thread:
+            if self._thread is None:  # live, whoever draws can do nothing about it
                 raise
             LOGGER.exception("keyframe %d cannot be drawn: the map's cloud lacks it, or has it where it was", at)
         finally:

@@ -82,9 +82,8 @@ class MapData:
         return "metres" if self.source.is_metric else "of no known scale"
 
     def trajectory(self) -> Trajectory:
-        """T_world_camera of the tracked frames after all corrections, without scale; of those whose place is known."""
-        path = corrected(self.path, self.placed)
-        return Trajectory(path.stamps_ns, se3.rigid(path.poses))
+        """T_world_camera of the tracked frames after all corrections; of those whose place is known."""
+        return corrected(self.path, self.placed)
 
     def keyframe_trajectory(self) -> Trajectory:
         """T_world_camera of the keyframes by id, without scale; of those whose place is known."""

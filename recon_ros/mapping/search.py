@@ -67,6 +67,8 @@ class LoopSearch:
         loops: list[Loop] = []
         for finished in self._backend.poll():
             self._seen.update(self._asked.pop(finished.ticket, ()))
+            for dropped in [ticket for ticket in self._asked if ticket < finished.ticket]:
+                del self._asked[dropped]  # a new keyframe has taken its turn; the next correction asks again
             if finished.error is not None:
                 LOGGER.error("looking for loops failed: %r", finished.error)
             else:

@@ -119,9 +119,12 @@ class TrajectoryLog:
 
 
 def corrected(rows: NDArray[Any], keyframes: Mapping[int, Keyframe]) -> Trajectory:
-    """(N,) rows of dtype `POSE` as a path: each pose through its keyframe's present one, where that is among them."""
+    """(N,) rows of dtype `POSE` as a path: each pose through its keyframe's present one, where that is among them.
+
+    Poses are rigid, though a correction may have made a keyframe larger than when the frame was seen by it.
+    """
     rows = rows[np.isin(rows["reference_id"], list(keyframes))]
     if len(rows) == 0:
         return Trajectory(np.zeros(0, np.int64), np.zeros((0, 4, 4)))
     T_world_reference = np.stack([keyframes[i].T_world_camera for i in rows["reference_id"].tolist()])
-    return Trajectory(rows["stamp_ns"], T_world_reference @ rows["T_reference_camera"])
+    return Trajectory(rows["stamp_ns"], se3.rigid(T_world_reference @ rows["T_reference_camera"]))

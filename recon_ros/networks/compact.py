@@ -27,9 +27,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of, transform
+from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of
 from recon_ros.networks.compact_layers import ChannelNorm, ResidualBlock, TokenBlock, doubled
-from recon_ros.networks.compact_pose import STRIDE, Located, Locator
+from recon_ros.networks.compact_pose import STRIDE, SURE_SCALE, Located, Locator
 from recon_ros.networks.compact_sweep import sweep
 from recon_ros.networks.hiera import Encoded
 
@@ -37,8 +37,6 @@ CANONICAL_FOCAL = 0.8
 """Focal length per image width for which depth is predicted."""
 DESCRIPTORS = {"lite_xfeat": 64, "efficientnet_lite0": 0, "hiera": 0, "scratch": 0}
 """The encoders there are, and how many of the last channels of their f8 are descriptors to match already."""
-SURE_SCALE = 0.1
-"""Expected error of the logarithm of depth at which confidence is one half."""
 NEW_VIEW = (0.12, math.cos(math.radians(15.0)))
 """A keyframe: translation per typical depth above, or cosine of the rotation below, against the newest one."""
 
@@ -240,9 +238,11 @@ class Compact(nn.Module):
         batch, slots, h, w = memory.depth.shape
         centres = cell_centres(h, w, STRIDE, memory.depth)
         rays = rays_of(centres, memory.K.reshape(batch * slots, 4)).reshape(batch, slots, h * w, 3)
-        points = transform(memory.T_anchor_slot, rays * memory.depth.reshape(batch, slots, h * w, 1))
+        rays = rays * memory.depth.reshape(batch, slots, h * w, 1)
+        rays = rays @ memory.T_anchor_slot[..., :3, :3].transpose(-1, -2)
+        points = rays + memory.T_anchor_slot[..., None, :3, 3]
         confidence = memory.confidence.reshape(batch, slots, h * w)
-        return self.locator(seen.match, memory.match, points, confidence, memory.valid, K, memory.T_last)
+        return self.locator(seen.match, memory.match, points, rays, confidence, memory.valid, K, memory.T_last)
 
     def measure(self, seen: Seen, memory: CompactMemory, T_anchor_camera: Tensor, K: Tensor) -> Measured:
         """Depth of an image whose camera is at T_anchor_camera (B, 4, 4)."""

@@ -117,7 +117,8 @@ class Diagnostics:
         s = self._statistics
         values: dict[str, object] = {
             "keyframes": s.keyframes,
-            "keyframes_mb": s.keyframe_mb,
+            "keyframes_ram_mb": s.keyframe_ram_mb,
+            "keyframes_disk_mb": s.keyframe_disk_mb,
             "map_points": s.points,
             "rss_mb": self._process.memory_info().rss / 2**20,
         }

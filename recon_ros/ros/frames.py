@@ -129,7 +129,7 @@ class Frames:
         T_now = keyframe_pose(keyframe_id)
         if T_now is None or np.array_equal(T_now, T_then):
             return
-        moved = rigid(T_now @ T_reference_camera) @ se3.inverse(rigid(T_then @ T_reference_camera))
+        moved = se3.rigid(T_now @ T_reference_camera) @ se3.inverse(se3.rigid(T_then @ T_reference_camera))
         self.T_map_odom = T_map_world @ moved @ se3.inverse(T_map_world) @ self.T_map_odom
 
     def _remember_reference(self, update: Update, keyframe_pose: Callable[[int], se3.Matrix | None]) -> None:
@@ -138,13 +138,6 @@ class Frames:
             T = keyframe_pose(update.reference_id)
             if T is not None:
                 self._reference = (update.reference_id, T.copy(), update.T_reference_camera)
-
-
-def rigid(T: se3.Matrix) -> se3.Matrix:
-    """(..., 4, 4) Sim(3) poses without their scale."""
-    result = T.copy()
-    result[..., :3, :3] /= np.cbrt(np.linalg.det(T[..., :3, :3]))[..., None, None]
-    return result
 
 
 def covariance_of_base(covariance: NDArray[Any], poses: Poses, T_parent_base: se3.Matrix) -> se3.Matrix:

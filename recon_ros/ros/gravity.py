@@ -31,7 +31,7 @@ class Gravity(Protocol):
         """Whether a map had better begin a little later, when this is known."""
 
     def clear(self) -> None:
-        """Time has jumped back."""
+        """The map is forgotten, or time has jumped back."""
 
     def close(self) -> None:
         """Take the subscription down."""
@@ -51,6 +51,10 @@ class Patience:
         self._log = node.get_logger()
         self._until: float | None = None
         self._said = False
+
+    def clear(self) -> None:
+        """Another map may begin, and waits as well."""
+        self._until, self._said = None, False
 
     def is_awaited(self) -> bool:
         """True for `GRACE_S` from the first call on."""
@@ -82,9 +86,6 @@ class BaseGravity(Patience):
 
     def at(self, stamp_ns: int, camera_frame: str, T_base_camera: se3.Matrix | None) -> NDArray[np.float64] | None:
         return None if T_base_camera is None else T_base_camera[:3, :3].T @ np.array([0.0, 0.0, -1.0])
-
-    def clear(self) -> None:
-        pass
 
     def close(self) -> None:
         pass
@@ -120,6 +121,7 @@ class ImuGravity(Patience):
         return turned / np.linalg.norm(turned)
 
     def clear(self) -> None:
+        super().clear()
         with self._lock:
             self._plumb.clear()
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from concurrent.futures import Future as Job
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +23,8 @@ import rclpy
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType, JumpThreshold
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, LifecycleState
 from rclpy.parameter import Parameter
 from rclpy.signals import SignalHandlerOptions
 from rclpy.task import Future
@@ -39,45 +38,22 @@ from recon_ros.ros import interface
 from recon_ros.ros.build_only import build_for
 from recon_ros.ros.diagnostics import Diagnostics
 from recon_ros.ros.inputs import Inputs
+from recon_ros.ros.lifecycle import SUCCESS, transition
 from recon_ros.ros.logs import say_logs
 from recon_ros.ros.parameters import Parameters
 from recon_ros.ros.pipeline import Pipeline
-from recon_ros.ros.statistics import Statistics, Throttle
+from recon_ros.ros.spinning import STOP_LATENCY_S, spin, stop_on_signals
+from recon_ros.ros.statistics import Statistics
 from recon_ros.ros.watchdog import Watchdog
 from recon_ros.ros.worker import Worker
 
-SUCCESS, FAILURE = TransitionCallbackReturn.SUCCESS, TransitionCallbackReturn.FAILURE
 Result = TypeVar("Result")
-Transition = Callable[[Any, LifecycleState], None]
 
 KEEP_ALIVE_PERIOD_S = 0.1
 WATCH_PERIOD_S = 0.5
 STATUS_PERIOD_S = 1.0
-STOP_LATENCY_S = 0.2
 STOP_TIMEOUT_S = 10.0
 DRAIN_TIMEOUT_S = 60.0
-
-
-def transition(method: Transition) -> Callable[[Any, LifecycleState], TransitionCallbackReturn]:
-    """A lifecycle callback that fails with one sentence for what can be expected, and with a trace for what cannot.
-
-    rclpy itself swallows exceptions of transitions without a word.
-    """
-
-    @functools.wraps(method)
-    def run(self: ReconNode, state: LifecycleState) -> TransitionCallbackReturn:
-        try:
-            method(self, state)
-        except ReconError as error:
-            self.get_logger().error(f"cannot {method.__name__.removeprefix('on_')}: {error}")
-            self._release()
-            return FAILURE
-        except Exception:
-            self.get_logger().error(f"{method.__name__} failed:\n{traceback.format_exc()}")
-            return TransitionCallbackReturn.ERROR
-        return SUCCESS
-
-    return run
 
 
 class ReconNode(LifecycleNode):
@@ -145,10 +121,11 @@ class ReconNode(LifecycleNode):
         self._every(STATUS_PERIOD_S, self._tell)
         self._every(WATCH_PERIOD_S, self._watchdog.look)
         self._every(KEEP_ALIVE_PERIOD_S, pipeline.frames.keep_alive)
-        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map, self._drawer))
-        self._every(node_config.map_publish_period, lambda: self._refresh(pipeline.publish_map_updates, self._drawer))
-        self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_path))
-        self._every(node_config.path_period, lambda: self._refresh(pipeline.publish_keyframes))
+        derived = pipeline.map_outputs
+        self._every(node_config.map_publish_period, lambda: self._refresh(derived.cloud, self._drawer))
+        self._every(node_config.map_publish_period, lambda: self._refresh(derived.updates, self._drawer))
+        self._every(node_config.path_period, lambda: self._refresh(derived.path))
+        self._every(node_config.path_period, lambda: self._refresh(derived.keyframes))
 
     @transition
     def on_deactivate(self, state: LifecycleState) -> None:
@@ -156,15 +133,15 @@ class ReconNode(LifecycleNode):
 
     @transition
     def on_cleanup(self, state: LifecycleState) -> None:
-        self._release()
+        self.release()
 
     @transition
     def on_shutdown(self, state: LifecycleState) -> None:
-        self._release()
+        self.release()
 
     @transition
     def on_error(self, state: LifecycleState) -> None:
-        self._release()
+        self.release()
 
     def start(self) -> bool:
         """Configure and activate, as a lifecycle manager would; False when one of them fails."""
@@ -179,7 +156,7 @@ class ReconNode(LifecycleNode):
         if not self._worker.stop(DRAIN_TIMEOUT_S if drain else STOP_TIMEOUT_S, drain):
             self.get_logger().error("the worker is still busy; what it does is abandoned")
 
-    def _release(self) -> None:
+    def release(self) -> None:
         """Take everything down that `on_configure` set up, as far as it came, and drop the map."""
         self._undo.close()
         self._pipeline = None
@@ -261,7 +238,7 @@ class ReconNode(LifecycleNode):
         pipeline = self._active_pipeline
         folder = map_folder(pipeline.config.map)
         snapshot = await self._done(self._in_worker(pipeline.snapshot))
-        return str(await self._done(self._writer.submit(write_snapshot, snapshot, folder)))
+        return str(await self._done(self._writer.submit(lambda: write_snapshot(snapshot(), folder))))
 
     async def _load_map(self) -> str:
         pipeline = self._active_pipeline
@@ -270,7 +247,11 @@ class ReconNode(LifecycleNode):
             raise ReconError("which map is to be loaded? set the parameter map.path to its folder")
         data = await self._done(self._writer.submit(read_map, path))
         atlas = await self._done(self._writer.submit(pipeline.reconstructor.restored, data))
-        await self._done(self._in_worker(lambda: pipeline.go_on_with(atlas)))
+        try:
+            await self._done(self._in_worker(lambda: pipeline.go_on_with(atlas)))
+        except CancelledError:  # the node was stopped meanwhile
+            atlas.close()
+            raise
         return f"{path}: {len(data.keyframes)} keyframes"
 
     async def _answer(self, response: Any, work: Coroutine[Any, Any, str]) -> Any:
@@ -376,32 +357,6 @@ def main(args: list[str] | None = None) -> int:
         executor.shutdown()
         node.destroy_node()
         rclpy.try_shutdown()
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that SIGINT and SIGTERM set; a second one ends the process at once."""
-    stop = threading.Event()
-
-    def handle(number: int, _: Any) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, handle)
-    return stop
-
-
-def spin(node: ReconNode, executor: SingleThreadedExecutor, stop: threading.Event) -> None:
-    """Serve callbacks until `stop`; a callback that raises is said, and does not end the node."""
-    throttle = Throttle()
-    while not stop.is_set() and rclpy.ok():
-        try:
-            executor.spin_once(timeout_sec=STOP_LATENCY_S)
-        except ExternalShutdownException:
-            return
-        except Exception as error:
-            if throttle.passes(repr(error)):
-                node.get_logger().error(f"a callback failed:\n{traceback.format_exc()}")
 
 
 if __name__ == "__main__":

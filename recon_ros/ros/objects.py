@@ -106,11 +106,13 @@ class Objects:
             return
         stamp = stamp_ns(message.header.stamp)
         if not self._shots or stamp > self._shots[-1].stamp_ns:
+            if len(self._waiting) == WAITING:
+                self._miss(stamp_ns(self._waiting.popleft().header.stamp))
             self._waiting.append(message)
             return
-        shot = min(self._shots, key=lambda s: abs(s.stamp_ns - stamp))
+        shot = self._nearest(stamp)
         if abs(shot.stamp_ns - stamp) > self._tolerance_ns:
-            self._miss(shot.stamp_ns - stamp)
+            self._miss(stamp)
             return
         self._misses = 0
         try:
@@ -118,15 +120,18 @@ class Objects:
         except InputError as error:
             self._intake.skip(error)
 
-    def _miss(self, gap_ns: int) -> None:
+    def _nearest(self, stamp: int) -> Shot:
+        return min(self._shots, key=lambda s: abs(s.stamp_ns - stamp))
+
+    def _miss(self, stamp: int) -> None:
         """No frame for a mask. One in between is of a frame that was dropped; many are of another camera or clock."""
         self._statistics.count("object_masks_unpaired")
         self._misses += 1
         if self._misses >= MISSES and self._throttle.passes("miss"):
+            gap = f"{(self._nearest(stamp).stamp_ns - stamp) / 1e6:+.3f} ms away" if self._shots else "none at all"
             self._warn(
-                f"{self._misses} object masks in a row found no processed frame of their stamp, the nearest is "
-                f"{gap_ns / 1e6:+.3f} ms away: a mask must have its image's stamp, and come before {SHOTS} frames have "
-                "followed"
+                f"{self._misses} object masks in a row found no processed frame of their stamp (the nearest: "
+                f"{gap}): a mask must have its image's stamp, and come before {SHOTS} frames have followed"
             )
 
     @property

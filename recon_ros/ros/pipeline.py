@@ -9,8 +9,6 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rclpy.node import Node
 
 from recon_ros.config import Config, NodeConfig, nested
@@ -22,13 +20,12 @@ from recon_ros.intake import Intake, Pair
 from recon_ros.mapping.atlas import Atlas
 from recon_ros.reconstructor import Reconstructor
 from recon_ros.ros import gravity, interface, odometry, tf
-from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses, rigid
+from recon_ros.ros.frames import SAME_TIME_NS, Frames, Poses
 from recon_ros.ros.initial_pose import pose_of_base
-from recon_ros.ros.map_updates import MapUpdates
+from recon_ros.ros.map_outputs import MapOutputs
 from recon_ros.ros.mount import Mount, mount_from_text
 from recon_ros.ros.objects import Objects
 from recon_ros.ros.outputs import Outputs
-from recon_ros.ros.path import PathBuilder
 from recon_ros.ros.statistics import Statistics, Throttle
 from recon_ros.ros.status import status_message
 from recon_ros.runtimes.status import BUILDING, RuntimeStatus, close_source, status_of
@@ -41,8 +38,8 @@ TOLD_OTHERWISE = (NEW_BEGINNING, "engine_building", "initialpose")
 
 
 class Pipeline:
-    """The core and everything that feeds on it. After `__init__`, for the worker's thread only; but `publish_map` and
-    `publish_map_updates` are for a thread of their own.
+    """The core and everything that feeds on it. After `__init__`, for the worker's thread only, but for what says
+    otherwise (`MapOutputs`).
 
     Raises:
         ConfigError, NetworkError: when the configuration cannot be run.
@@ -52,6 +49,7 @@ class Pipeline:
         self._node, self._log = node, node.get_logger()
         self.config, self.node_config = config, node_config
         self.statistics = statistics
+        mount = mount_from_text(node_config.base_to_camera)
         self.reconstructor = Reconstructor(config, live=True)
         card = self.reconstructor.source.card
         if card.needs_depth and not node_config.use_depth:
@@ -59,7 +57,6 @@ class Pipeline:
             raise ConfigError(f"source '{config.source}' needs a depth stream, but use_depth is false")
         if not card.needs_depth:
             self.node_config = node_config = dataclasses.replace(node_config, use_depth=False)
-        mount = mount_from_text(node_config.base_to_camera)
         tolerance_ns = round(node_config.sync_tolerance * 1e9)
         self.intake = Intake(config.input, node_config.use_depth, tolerance_ns, card.needs_camera)
         self.tf = tf.make(node, self._warn_of_foreign_edge)
@@ -70,18 +67,14 @@ class Pipeline:
         self._mount_is_checked = False
         self.outputs = Outputs(node, node_config, config.map.min_confidence)
         self.objects = Objects(self.outputs, self.intake, statistics, self._log.warning, tolerance_ns)
-        self.map_updates = MapUpdates()
-        self.path = PathBuilder(node_config.map_frame, node_config.path_max_size)
+        self.map_outputs = MapOutputs(self.reconstructor, self.outputs, self.mount, statistics, node_config)
         self.cancelled: Callable[[], bool] = lambda: False
         self.paused = False
         self._said_pose: se3.Matrix | None = None
         self._throttle = Throttle()
         self._faults: set[str] = set()
         self._foreign: set[tuple[str, str]] = set()
-        self._last_stamp_ns = 0
         self._last_status = 0.0
-        self._epoch = 0
-        self._published: dict[str, tuple[int, int, int]] = {}
         self._note_map()
 
     def close(self) -> None:
@@ -116,7 +109,7 @@ class Pipeline:
         if kind not in self._faults:
             self._faults.add(kind)
             trace = "".join(traceback.format_exception(error))
-            self._log.error(f"a frame was lost to an internal error, only counted from now on: {kind}\n{trace}")
+            self._log.error(f"something was lost to an internal error, only counted from now on: {kind}\n{trace}")
 
     def _decode(self, pair: Pair) -> Frame | None:
         """The frame, or None when it is unusable, which the intake has counted."""
@@ -143,14 +136,16 @@ class Pipeline:
         inference_ms = (time.monotonic() - before) * 1e3
         poses = None
         if T_base_camera is not None:  # otherwise TF is still given time to tell; the map grows meanwhile
-            poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose, self._T_map_world)
+            T_map_world = self.map_outputs.T_map_world
+            poses = self.frames.place(update, T_base_camera, T_odom_base, self._keyframe_pose, T_map_world)
         self._publish(frame, update, poses)
         self._note(update, frame.image.shape[:2], inference_ms, self._latency_ms(update.stamp_ns, started))
 
     def _with_gravity(self, frame: Frame, T_base_camera: se3.Matrix | None) -> Frame:
         """The frame with what is known of gravity; InputError ``gravity`` while a map waits for it to begin level."""
         down = self.gravity.at(frame.stamp_ns, self.mount.camera_frame, T_base_camera)
-        if down is None and self.reconstructor.state is State.INITIALIZING and self.gravity.is_awaited():
+        begins = self.config.map.level and self.reconstructor.state is State.INITIALIZING
+        if down is None and begins and self.gravity.is_awaited():
             raise InputError("gravity", f"which way is down is not known yet (gravity: {self.node_config.gravity})")
         return dataclasses.replace(frame, gravity=down)
 
@@ -166,7 +161,7 @@ class Pipeline:
         """Pass on what initialpose says, and say whether it is any use."""
         self._said_pose = None
         state = self.reconstructor.state
-        used = self.reconstructor.hint(se3.inverse(self._T_map_world) @ T_map_camera)
+        used = self.reconstructor.hint(se3.inverse(self.map_outputs.T_map_world) @ T_map_camera)
         if used:
             self._log.info("initialpose: the camera is looked for near there first")
         elif state is State.INITIALIZING:
@@ -190,8 +185,8 @@ class Pipeline:
         height, width = frame.image.shape[:2]
         grid = self.reconstructor.grid(width, height)
         self.objects.add_frame(frame, update, confidence, grid, self.mount.camera_frame)
-        self._last_stamp_ns = update.stamp_ns
-        self.publish_keyframes()
+        self.map_outputs.last_stamp_ns = update.stamp_ns
+        self.map_outputs.keyframes()
 
     def _note(self, update: Update, image_size: tuple[int, ...], inference_ms: float, latency_ms: float) -> None:
         s = self.statistics
@@ -203,8 +198,9 @@ class Pipeline:
         s.frame_processed(update.state, inference_ms, latency_ms)
 
     def _note_map(self) -> None:
-        s, keyframes = self.statistics, self.reconstructor.keyframes
-        s.keyframes, s.keyframe_mb = len(keyframes), sum(k.nbytes for k in keyframes) / 2**20
+        s, usage = self.statistics, self.reconstructor.keyframe_usage
+        s.keyframes = len(self.reconstructor.keyframes)
+        s.keyframe_ram_mb, s.keyframe_disk_mb = usage.ram_bytes / 2**20, usage.disk_bytes / 2**20
         s.state = self.reconstructor.state
 
     def _latency_ms(self, stamp_ns: int, started: float) -> float:
@@ -216,74 +212,6 @@ class Pipeline:
 
     def _keyframe_pose(self, keyframe_id: int) -> se3.Matrix | None:
         return next((k.T_world_camera for k in self.reconstructor.keyframes if k.id == keyframe_id), None)
-
-    # -- what is derived from the whole map ------------------------------------------------------------------
-
-    def publish_keyframes(self) -> None:
-        """~/keyframes, if they have changed and somebody listens."""
-        if self._is_due(interface.KEYFRAMES):
-            poses = self._T_map_world @ self._keyframe_poses() @ self._T_camera_base
-            self.outputs.keyframes(poses, self._last_stamp_ns)
-
-    def publish_path(self) -> None:
-        """~/path, if frames have come since and somebody listens."""
-        if self._is_due(interface.PATH):
-            trajectory = self.reconstructor.trajectory()
-            self.outputs.publish(
-                interface.PATH,
-                self.path.build(trajectory, self._T_map_world, self._T_camera_base, self._last_stamp_ns),
-            )
-
-    def publish_map(self) -> None:
-        """~/map, if it has changed and somebody listens."""
-        if self._is_due(interface.MAP):
-            cloud = self.reconstructor.map_cloud(self.config.map.max_points)
-            self.statistics.points = len(cloud)
-            self.outputs.map(cloud, self._T_map_world, self._last_stamp_ns)
-
-    def publish_map_updates(self) -> None:
-        """~/map_updates, if somebody listens who does not have what is there."""
-        if not (self._has_begun and self.outputs.wanted(interface.MAP_UPDATES)):
-            return
-        since = self.map_updates.since(self.outputs.listeners(interface.MAP_UPDATES))
-        if since == self.reconstructor.map_version:
-            return
-        changes = self.reconstructor.map_changes(since)
-        frame = self.node_config.map_frame
-        message = self.map_updates.message(changes, self._T_map_world, self._last_stamp_ns, frame)
-        if message is not None:
-            self.outputs.publish(interface.MAP_UPDATES, message)
-
-    def _keyframe_poses(self) -> NDArray[np.float64]:
-        """(N, 4, 4) T_world_camera by id, without scale."""
-        return rigid(np.array([k.T_world_camera for k in self.reconstructor.keyframes]).reshape(-1, 4, 4))
-
-    def _is_due(self, topic: interface.Topic) -> bool:
-        """Whether a latched topic has something new and a listener; if so it is taken for published."""
-        if not (self._has_begun and self.outputs.wanted(topic)):
-            return False
-        frames = self.statistics.counts["processed"] if topic is interface.PATH else 0
-        version = (self._epoch, self.reconstructor.map_version, frames)
-        if self._published.get(topic.name) == version:
-            return False
-        self._published[topic.name] = version
-        return True
-
-    @property
-    def _has_begun(self) -> bool:
-        """A frame has been published: where the camera sits is known, and a stamp for what is derived from the map."""
-        return self.mount.T_base_camera is not None and self._last_stamp_ns > 0
-
-    @property
-    def _T_map_world(self) -> se3.Matrix:
-        """The world is the first camera's frame, the map the first base's, and level where gravity is known."""
-        assert self.mount.T_base_camera is not None, "nothing in the map is published before it is known"
-        return self.reconstructor.map_from_world(self.mount.T_base_camera)
-
-    @property
-    def _T_camera_base(self) -> se3.Matrix:
-        assert self.mount.T_base_camera is not None, "nothing in the map is published before it is known"
-        return se3.inverse(self.mount.T_base_camera)
 
     # -- commands --------------------------------------------------------------------------------------------
 
@@ -333,7 +261,7 @@ class Pipeline:
         self._said_pose = None
         self.statistics.forget_map()
         self._note_map()
-        self._epoch += 1
+        self.map_outputs.turn()
 
     def apply(self, config: Config, node_config: NodeConfig) -> None:
         """Take over the dynamic parameters."""
@@ -343,14 +271,12 @@ class Pipeline:
         self.outputs.points_stride = node_config.points_stride
         self.outputs.min_confidence = config.map.min_confidence
 
-    def snapshot(self) -> Snapshot:
-        """All that ~/save_map writes, as it is now."""
-        self.reconstructor.settle()
-        self.reconstructor.settle()
+    def snapshot(self) -> Callable[[], Snapshot]:
+        """All that ~/save_map writes, as it is now; for who writes it, because its cloud may still have to be drawn."""
+        self.reconstructor.catch_up()
+        data, cloud = self.reconstructor.state_of_map(self.mount.T_base_camera), self.reconstructor.whole_cloud
         config = nested(self.config) | {"node": nested(self.node_config)}
-        return Snapshot(
-            self.reconstructor.state_of_map(self.mount.T_base_camera), self.reconstructor.map_cloud(), config
-        )
+        return lambda: Snapshot(data, cloud(), config)
 
     # -- words -----------------------------------------------------------------------------------------------
 

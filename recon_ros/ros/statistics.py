@@ -25,7 +25,8 @@ class Statistics:
         last frame in the core. latency_ms: of the last frame, stamp to publication (or reception to
         publication where the clock and the
             stamps are not of one time).
-        keyframes, keyframe_mb, points, loops: what the map holds; submaps: maps not joined to it yet.
+        keyframes, points, loops: what the map holds; submaps: maps not joined to it yet.
+        keyframe_ram_mb, keyframe_disk_mb: what keyframes hold in RAM, and in files that they were moved to.
         is_metric: whether lengths are metres.
         lost_since: when the pose was lost, monotonic seconds, or None.
         encoding: of the last image that came.
@@ -37,7 +38,8 @@ class Statistics:
     inference_ms: float = 0.0
     latency_ms: float = 0.0
     keyframes: int = 0
-    keyframe_mb: float = 0.0
+    keyframe_ram_mb: float = 0.0
+    keyframe_disk_mb: float = 0.0
     points: int = 0
     loops: int = 0
     submaps: int = 0
@@ -71,7 +73,8 @@ class Statistics:
     def forget_map(self) -> None:
         """After a reset: the map is empty and the pose unknown; the counters go on."""
         self.state, self.lost_since, self.confidence = State.INITIALIZING, None, 0.0
-        self.keyframes, self.keyframe_mb, self.points, self.loops, self.submaps = 0, 0.0, 0, 0, 0
+        self.keyframes, self.points, self.loops, self.submaps = 0, 0, 0, 0
+        self.keyframe_ram_mb = self.keyframe_disk_mb = 0.0
 
     def count(self, name: str, by: int = 1) -> None:
         """Count something."""

@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from recon_ros.config import TrackingConfig
 from recon_ros.frame import Keyframe
-from recon_ros.geometry import frustum, pnp, se3
-from recon_ros.geometry.features import Features, match, match_guided
+from recon_ros.geometry import pnp, se3
+from recon_ros.geometry.features import Features, match
 from recon_ros.geometry.pnp import Observations
-from recon_ros.geometry.surface import register
 from recon_ros.geometry.two_view import VerifySettings
 from recon_ros.memory.places import PlaceIndex
 from recon_ros.memory.store import KeyframeStore
-from recon_ros.tracking import unit
+from recon_ros.tracking import registration, unit
 from recon_ros.tracking.relocalize import MARGIN, Hint, InTurn, Near, Proposals, relocalize
 from recon_ros.tracking.view import View
 
@@ -138,9 +137,10 @@ class Tracker:
         """The map around the last tracked frame has moved: it goes along; motion relative to it stays."""
         previous = self._previous
         if previous is not None:
-            scale = previous.scale * se3.scale_of(T_after_before)
+            growth = se3.scale_of(T_after_before)
             T_world_camera = se3.rigid(T_after_before @ previous.T_world_camera)
-            self._previous = replace(previous, T_world_camera=T_world_camera, scale=scale)
+            self._previous = replace(previous, T_world_camera=T_world_camera, scale=growth * previous.scale)
+            self._velocity[:3] *= growth
 
     def track(
         self,
@@ -281,13 +281,13 @@ class Tracker:
         if len(pairs) < self.config.min_inliers:
             return None
         points = se3.transform(T_world_features, features.points[pairs[:, 0]].astype(np.float64))
-        return self._ransac(view, _observations(view, points, pairs[:, 1]), keyframe_id)
+        return self._ransac(view, registration.observations_of(view, points, pairs[:, 1]), keyframe_id)
 
     def _from_motion(self, view: View, store: KeyframeStore, T_world_camera: Matrix) -> _Start | None:
         """Look for the keyframes' points where the predicted pose puts them, then PnP."""
         scale = 1.0 if self._previous is None else self._previous.scale
         references, _ = self._references(view, store, se3.scaled(T_world_camera, scale), self._reference_id)
-        observations = self._observe(view, store, references, T_world_camera, PRIOR_RADIUS)
+        observations = registration.observe(view, references, T_world_camera, PRIOR_RADIUS)
         return self._ransac(view, observations, self._reference_id)
 
     def _ransac(self, view: View, observations: Observations, keyframe_id: int | None) -> _Start | None:
@@ -315,31 +315,6 @@ class Tracker:
         chosen = [store[int(ids[i])] for i in order if shares[i] > MIN_REFERENCE_OVERLAP]
         return chosen, float(shares.max(initial=0.0))
 
-    def _observe(
-        self,
-        view: View,
-        store: KeyframeStore,
-        references: list[Keyframe],
-        T_world_camera: Matrix,
-        radius: float,
-    ) -> Observations:
-        """The keyframes' points found again around where the pose puts them."""
-        T_camera_world = se3.inverse(T_world_camera)
-        parts = []
-        for keyframe in references:
-            points = se3.transform(keyframe.T_world_camera, keyframe.features.points.astype(np.float64))
-            expected = se3.transform(T_camera_world, points)
-            visible = np.flatnonzero(frustum.inside(expected, view.camera))
-            pairs = match_guided(
-                view.camera.project(expected[visible]),
-                keyframe.features.descriptors[visible],
-                view.tree,
-                view.features.descriptors,
-                radius,
-            )
-            parts.append(_observations(view, points[visible[pairs[:, 0]]], pairs[:, 1]))
-        return Observations.concatenated(parts)
-
     def _register(self, view: View, store: KeyframeStore, start: _Start | None) -> Track | None:
         """Refine a start against the covisible keyframes; None when they do not support it."""
         if start is None:
@@ -349,7 +324,7 @@ class Tracker:
         references, best_overlap = self._references(view, store, se3.scaled(T_start, scale), near)
         if not references:
             return None
-        seen = self._observe(view, store, references, T_start, SEARCH_RADIUS)
+        seen = registration.observe(view, references, T_start, SEARCH_RADIUS)
         observations = Observations.concatenated([seen, start.observations])
         found = unit.refine(view, observations, T_start, scale, self.config.depth_sigma)
         if found is None:
@@ -358,8 +333,13 @@ class Tracker:
         inliers = len(np.unique(observations.features[refined.inliers]))
         if inliers < self.config.min_inliers:
             return None
-        T_world_camera, information = self._settle(
-            view, store, references, se3.inverse(refined.T_camera_w), refined.information
+        T_world_camera, information = registration.settle(
+            view,
+            store,
+            references,
+            se3.inverse(refined.T_camera_w),
+            refined.information,
+            self.config.surface_sigma,
         )
         return Track(
             T_world_camera,
@@ -377,36 +357,3 @@ class Tracker:
             return self._previous.scale
         known = keyframe_id is not None and keyframe_id in store
         return se3.scale_of(store[keyframe_id].T_world_camera) if known else 1.0  # type: ignore[index]
-
-    def _settle(
-        self,
-        view: View,
-        store: KeyframeStore,
-        references: list[Keyframe],
-        T_world_camera: Matrix,
-        information: Matrix,
-    ) -> tuple[Matrix, Matrix]:
-        """Fuse the pose from features with surface registrations, each weighed by its information."""
-        # Distances to surfaces mean something in metres only.
-        if self.config.surface_sigma <= 0 or not view.prediction.is_metric or view.surface is None:
-            return T_world_camera, information
-        total, pull = information.copy(), np.zeros(6)
-        for keyframe in references:
-            target = store.surface(keyframe.id)
-            if target is None:
-                continue
-            T_keyframe_camera = se3.inverse(keyframe.T_world_camera) @ T_world_camera
-            registration = register(target, view.surface, T_keyframe_camera, self.config.surface_sigma)
-            if registration is not None:
-                offset = se3.log(se3.inverse(T_keyframe_camera) @ registration.T_target_source)
-                total += registration.information
-                pull += registration.information @ offset
-        settled = T_world_camera @ se3.exp(np.linalg.solve(total, pull))
-        return se3.orthonormalised(settled), total
-
-
-def _observations(view: View, points: Matrix, feature: NDArray[np.int64]) -> Observations:
-    """Observations of world points at the view's features of the given indices."""
-    features = view.features
-    pixels, depths = features.pixels[feature].astype(np.float64), features.points[feature, 2].astype(np.float64)
-    return Observations(points, pixels, depths, feature)

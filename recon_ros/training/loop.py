@@ -48,6 +48,8 @@ VALIDATION = (
 )
 SHOWN = ("loss", *LossWeights.names(), "norm", "rate", "sequence_frames", "frames_per_s")
 NETWORK = "network.safetensors"
+FACTORS, FACTORS_GAIN = ("direct", "log_temperature"), 10.0
+"""Parameters that multiply, and how much faster they are learned."""
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +179,7 @@ class Trainer:
         settings, progress = self.settings, self.progress
         stage = self._stage(progress.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.rate * stage.rate
+            group["lr"] = settings.rate * stage.rate * group["gain"]
         self.optimizer.zero_grad(set_to_none=True)
         self.network.train()
         if not any(p.requires_grad for p in self.network.encoder.parameters()):
@@ -357,10 +359,13 @@ class _Sums:
 
 
 def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Settings) -> torch.optim.AdamW:
-    """AdamW; biases, norms and single numbers do not decay."""
+    """AdamW; biases, norms and single numbers do not decay, and factors, which have far to go, go faster."""
+    factors = [p for name, p in parameters.items() if name.rpartition(".")[2] in FACTORS]
+    others = [p for name, p in parameters.items() if name.rpartition(".")[2] not in FACTORS]
     groups = [
-        {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": settings.decay},
-        {"params": [p for p in parameters.values() if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": [p for p in others if p.dim() > 1], "weight_decay": settings.decay, "gain": 1.0},
+        {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "gain": 1.0},
+        {"params": factors, "weight_decay": 0.0, "gain": FACTORS_GAIN},
     ]
     return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, 0.98))
 
