@@ -11,7 +11,7 @@ from tiny_shards import write_shard
 from typer.testing import CliRunner
 
 from recon_ros.cli.main import app
-from recon_ros.cli.train_recording import covering
+from recon_ros.training.recording import covering
 
 runner = CliRunner()
 

@@ -239,7 +239,7 @@ def test_sigterm_ends_with_a_checkpoint(tmp_path: Path) -> None:
     code = f"""
 import dataclasses, test_training_loop as t
 from pathlib import Path
-from recon_ros.cli.train_commands import _stopping
+from recon_ros.training.commands import _stopping
 training = t.trainer(Path({str(run)!r}), Path({str(tmp_path / "data")!r}), dataclasses.replace(t.SETTINGS, steps=10**6))
 with _stopping(training):
     over = training.run(lambda status: print("step", status.progress.step, flush=True))

@@ -62,7 +62,10 @@ def run(
     if context.invoked_subcommand is not None:
         return
     with spoken_errors():
-        from recon_ros.cli.train_commands import Wishes, run_training
+        from rich.console import Console
+
+        from recon_ros.cli.logs import say_logs
+        from recon_ros.training.commands import Wishes, run_training
 
         wishes = Wishes(
             folder=folder,
@@ -88,7 +91,9 @@ def run(
             validate_minutes=validate_minutes,
             keep=keep,
         )
-        run_training(wishes)
+        console = Console(stderr=True)
+        with say_logs(console):
+            run_training(wishes, console)
 
 
 @train.command()
@@ -102,7 +107,7 @@ def evaluate(
 ) -> None:
     """Measure a network on held-out scenes: depth, pose, and whether its confidence ranks its errors."""
     with spoken_errors():
-        from recon_ros.cli.train_commands import show_held_out
+        from recon_ros.training.commands import show_held_out
 
         show_held_out(network, held_out, out, sequences, device, threads)
 
@@ -119,6 +124,10 @@ def recording(
 ) -> None:
     """Measure a network on a recording with depth, frame by frame: its images and K in, depth out."""
     with spoken_errors():
-        from recon_ros.cli.train_recording import show_recording
+        from recon_ros.config import InputConfig
+        from recon_ros.datasets.rosbag import BagReader
+        from recon_ros.training.recording import show_recording
 
-        show_recording(network, bag, out, farthest, stride, device, threads)
+        # Depth from far away still shows in the picture; what counts is said by `farthest`.
+        with BagReader(bag, config=InputConfig(max_depth=max(farthest, 8.0))) as reader:
+            show_recording(network, reader.frames(), bag.name, out, farthest, stride, device, threads)

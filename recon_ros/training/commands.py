@@ -18,7 +18,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from recon_ros.cli.logs import say_logs
 from recon_ros.errors import ConfigError
 from recon_ros.networks.compact import DESCRIPTORS, Compact, CompactConfig
 from recon_ros.training.batches import Shards, finished
@@ -61,8 +60,8 @@ class Wishes:
     keep: int
 
 
-def run_training(wishes: Wishes) -> None:
-    """Train, with progress on stderr.
+def run_training(wishes: Wishes, console: Console) -> None:
+    """Train, with progress on a console.
 
     Raises:
         ReconError: see `Trainer`.
@@ -72,8 +71,7 @@ def run_training(wishes: Wishes) -> None:
     device = device_of(wishes.device)
     torch.set_num_threads(wishes.threads)
     settings = _settings(wishes, device)
-    console = Console(stderr=True)
-    with say_logs(console), ExitStack() as stack:
+    with ExitStack() as stack:
         network = _network(wishes, device)
         trainer = Trainer(
             network,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +14,13 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
-from recon_ros.cli.train_commands import device_of, show_figures
-from recon_ros.config import InputConfig
-from recon_ros.datasets.rosbag import BagReader
 from recon_ros.errors import DatasetError
+from recon_ros.frame import Frame
 from recon_ros.geometry.grid import Grid
 from recon_ros.geometry.preparation import Prepared, prepare
 from recon_ros.networks.compact import Compact, CompactMemory
 from recon_ros.training import samples
+from recon_ros.training.commands import device_of, show_figures
 from recon_ros.training.evaluate import Figure
 from recon_ros.training.validate import Tracked, frame_errors
 from recon_ros.training.weights import read_network
@@ -41,9 +40,18 @@ class _Row:
 
 
 def show_recording(
-    path: Path, bag: Path, out: Path, farthest: float, stride: int, device_name: str, threads: int
+    path: Path,
+    frames: Iterable[Frame],
+    name: str,
+    out: Path,
+    farthest: float,
+    stride: int,
+    device_name: str,
+    threads: int,
 ) -> None:
-    """Measure a network on a recording; writes ``frames.csv``, ``worst.png``, ``usual.png`` and ``recording.json``.
+    """Measure a network on the frames of a recording of this name.
+
+    Writes ``frames.csv``, ``worst.png``, ``usual.png`` and ``recording.json``.
 
     Raises:
         ReconError: network or recording cannot be used, or no frame has depth.
@@ -54,11 +62,11 @@ def show_recording(
     rows: list[_Row] = []
     out.mkdir(parents=True, exist_ok=True)
     with Console(stderr=True).status("recording") as status:
-        for row in _rows(network, bag, farthest, stride, device):
+        for row in _rows(network, frames, farthest, stride, device):
             rows.append(row)
             status.update(f"recording: {len(rows)} frames")
     if not rows:
-        raise DatasetError(f"{bag}: no frame has depth below {farthest} m to compare with")
+        raise DatasetError(f"{name}: no frame has depth below {farthest} m to compare with")
     _write(out, rows)
     means = {name: float(np.mean([row.values[name] for row in rows])) for name in KEPT}
     median = float(np.median([row.values["abs_rel"] for row in rows]))
@@ -71,32 +79,31 @@ def show_recording(
         Figure("AbsRel of the more confident half, share of the rest's", means["sure"] / means["unsure"]),
     ]
     progress = facts.get("progress", {})
-    show_figures(figures, f"{path.name}, step {progress.get('step', '?')}: {bag.name}, {len(rows)} frames")
+    show_figures(figures, f"{path.name}, step {progress.get('step', '?')}: {name}, {len(rows)} frames")
     result = {figure.name: figure.value for figure in figures}
     (out / "recording.json").write_text(json.dumps({**result, "frames": len(rows)}, indent=1), encoding="utf-8")
 
 
-def _rows(network: Compact, bag: Path, farthest: float, stride: int, device: torch.device) -> Iterator[_Row]:
+def _rows(
+    network: Compact, frames: Iterable[Frame], farthest: float, stride: int, device: torch.device
+) -> Iterator[_Row]:
     config = network.config
     memory = network.empty(1)
-    # Depth from far away still shows in the picture; what counts is said by `farthest`.
-    with BagReader(bag, config=InputConfig(max_depth=max(farthest, 8.0))) as reader:
-        for number, frame in enumerate(reader.frames()):
-            if number % stride or frame.camera is None or frame.depth is None:
-                continue
-            grid = covering(frame.image.shape[1], frame.image.shape[0], config.width, config.height)
-            prepared = prepare(frame, grid)
-            depth, confidence, memory = _step(network, memory, prepared, device)
-            if prepared.depth is None:
-                continue
-            truth = np.nan_to_num(prepared.depth)
-            errors = frame_errors(
-                Tracked(depth[None], confidence[None], np.eye(4)[None]), truth[None], np.eye(4)[None], farthest
-            )
-            if errors:
-                values = {name: getattr(errors[0], name) for name in KEPT}
-                picture = samples.row(prepared.image, truth, depth, confidence)
-                yield _Row(frame.stamp_ns, values, picture)
+    for number, frame in enumerate(frames):
+        if number % stride or frame.camera is None or frame.depth is None:
+            continue
+        grid = covering(frame.image.shape[1], frame.image.shape[0], config.width, config.height)
+        prepared = prepare(frame, grid)
+        depth, confidence, memory = _step(network, memory, prepared, device)
+        if prepared.depth is None:
+            continue
+        truth = np.nan_to_num(prepared.depth)
+        errors = frame_errors(
+            Tracked(depth[None], confidence[None], np.eye(4)[None]), truth[None], np.eye(4)[None], farthest
+        )
+        if errors:
+            values = {name: getattr(errors[0], name) for name in KEPT}
+            yield _Row(frame.stamp_ns, values, samples.row(prepared.image, truth, depth, confidence))
 
 
 def covering(width: int, height: int, grid_width: int, grid_height: int) -> Grid:
