@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from tiny_shards import FRAMES, write_shard
 
-from recon_ros.errors import DatasetError
-from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of, transform
-from recon_ros.training.batches import Batch, Prefetch, Shards, exposed, mirrored
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; RECON_TORCH=1 make setup")
+
+from tiny_shards import FRAMES, write_shard  # noqa: E402
+
+from recon_ros.errors import DatasetError  # noqa: E402
+from recon_ros.networks.compact_geometry import cell_centres, invert, rays_of, transform  # noqa: E402
+from recon_ros.training.batches import Batch, Prefetch, Shards, exposed, mirrored  # noqa: E402
 
 
 @pytest.fixture

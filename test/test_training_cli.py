@@ -7,8 +7,11 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_shards import write_shard
 from typer.testing import CliRunner
+
+pytest.importorskip("torch", reason="PyTorch is not installed; RECON_TORCH=1 make setup")
+
+from tiny_shards import write_shard
 
 from recon_ros.cli.main import app
 from recon_ros.training.recording import covering

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from recon_ros.training import drawn as module
-from recon_ros.training.drawn import NEW_A_STEP, Drawn
-from recon_ros.training.shards import Sequence
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; RECON_TORCH=1 make setup")
+
+from recon_ros.training import drawn as module  # noqa: E402
+from recon_ros.training.drawn import NEW_A_STEP, Drawn  # noqa: E402
+from recon_ros.training.shards import Sequence  # noqa: E402
 
 WINDOW = 6
 
@@ -23,7 +24,7 @@ class AtOnce:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.seeds: list[int] = []
 
-    def submit(self, function: Any, seed: int, frames: int, width: int, height: int) -> Future[Sequence]:
+    def submit(self, function: Any, seed: int, frames: int, width: int, height: int, device: str) -> Future[Sequence]:
         self.seeds.append(seed)
         future: Future[Sequence] = Future()
         T = np.tile(np.eye(4, dtype=np.float32), (frames, 1, 1))

@@ -13,22 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
-from tiny_shards import HEIGHT, WIDTH, write_shard
 
-from recon_ros.errors import ConfigError, NetworkError
-from recon_ros.networks.compact import Compact, CompactConfig
-from recon_ros.training import checkpoints
-from recon_ros.training.batches import Batch, Shards
-from recon_ros.training.curriculum import Curriculum, Stage
-from recon_ros.training.log import CsvLog
-from recon_ros.training.loop import MOST_SKIPPED, Status, Trainer
-from recon_ros.training.losses import LossWeights
-from recon_ros.training.settings import Settings
-from recon_ros.training.unroll import unroll
-from recon_ros.training.validate import validate
-from recon_ros.training.weights import read_network
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; RECON_TORCH=1 make setup")
+
+from safetensors.torch import load_file  # noqa: E402
+from tiny_shards import HEIGHT, WIDTH, write_shard  # noqa: E402
+
+from recon_ros.errors import ConfigError, NetworkError  # noqa: E402
+from recon_ros.networks.compact import Compact, CompactConfig  # noqa: E402
+from recon_ros.training import checkpoints  # noqa: E402
+from recon_ros.training.batches import Batch, Shards  # noqa: E402
+from recon_ros.training.curriculum import Curriculum, Stage  # noqa: E402
+from recon_ros.training.log import CsvLog  # noqa: E402
+from recon_ros.training.loop import MOST_SKIPPED, Status, Trainer  # noqa: E402
+from recon_ros.training.losses import LossWeights  # noqa: E402
+from recon_ros.training.settings import Settings  # noqa: E402
+from recon_ros.training.unroll import unroll  # noqa: E402
+from recon_ros.training.validate import validate  # noqa: E402
+from recon_ros.training.weights import read_network  # noqa: E402
 
 CONFIG = CompactConfig(
     encoder="scratch",

@@ -7,13 +7,14 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recon_ros.networks.compact_geometry import exp_se3
-from recon_ros.training import losses
-from recon_ros.training.losses import TrueMatches
+torch = pytest.importorskip("torch", reason="PyTorch is not installed; RECON_TORCH=1 make setup")
+
+from recon_ros.networks.compact_geometry import exp_se3  # noqa: E402
+from recon_ros.training import losses  # noqa: E402
+from recon_ros.training.losses import TrueMatches  # noqa: E402
 
 
 def test_log_truth_is_at_the_centre_of_a_cell() -> None:

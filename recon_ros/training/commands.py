@@ -172,7 +172,7 @@ def _data_opener(wishes: Wishes, network: Compact, device: torch.device, stack: 
         return lambda: Shards(data, wishes.encoder)
     if device.type != "cuda":
         raise ConfigError("without a GPU a training needs rendered scenes: --data DIR")
-    drawn = Drawn(network.config.width, network.config.height)
+    drawn = Drawn(network.config.width, network.config.height, device=device.type)
     stack.callback(drawn.close)
     return lambda: drawn
 

@@ -31,12 +31,19 @@ class Drawn:
         frames: of a sequence.
         window: sequences that are drawn from.
         workers: processes; None is one less than there are processors.
+        device: that they render on, see `shards.sequence`.
     """
 
     def __init__(
-        self, width: int, height: int, frames: int = 12, window: int = WINDOW, workers: int | None = None
+        self,
+        width: int,
+        height: int,
+        frames: int = 12,
+        window: int = WINDOW,
+        workers: int | None = None,
+        device: str = "",
     ) -> None:
-        self._size = (frames, width, height)
+        self._size, self._device = (frames, width, height), device
         self._window = window
         workers = workers or max(1, (os.cpu_count() or 2) - 1)
         self._executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
@@ -63,7 +70,7 @@ class Drawn:
 
     def _ask(self, number: int) -> None:
         if number not in self._rendered:
-            self._rendered[number] = self._executor.submit(sequence, number % HELD_OUT, *self._size)
+            self._rendered[number] = self._executor.submit(sequence, number % HELD_OUT, *self._size, self._device)
 
 
 def _batch(cuts: list[tuple[Sequence, np.ndarray]]) -> Batch:

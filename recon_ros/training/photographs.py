@@ -48,13 +48,13 @@ class Photograph:
 
 _SKIMAGE = "scikit-image"
 TABLE: tuple[Photograph, ...] = (
-    # skimage/data/README.txt; brick, grass and gravel are from CC0Textures.com.
+    # skimage/data/README.txt; brick and gravel are from CC0Textures.com.
     Photograph(_SKIMAGE, "data/brick.png", "CC0-1.0", "Lennart Demes (CC0Textures)", "surface"),
-    Photograph(_SKIMAGE, "data/grass.png", "CC0-1.0", "Lennart Demes (CC0Textures)", "surface"),
+    Photograph(_SKIMAGE, "data/grass.png", "CC0-1.0", "linolafett (DeviantArt)", "surface"),
     Photograph(_SKIMAGE, "data/gravel.png", "CC0-1.0", "Lennart Demes (CC0Textures)", "surface"),
     Photograph(_SKIMAGE, "data/coffee.png", "CC0-1.0", "Rachel Michetti", "picture"),
     Photograph(_SKIMAGE, "data/chelsea.png", "CC0-1.0", "Stefan van der Walt", "picture"),
-    Photograph(_SKIMAGE, "data/astronaut.png", "CC0-1.0", "NASA (public domain)", "picture"),
+    Photograph(_SKIMAGE, "data/astronaut.png", "CC-PDDC", "NASA (public domain)", "picture"),
     # sklearn/datasets/images/README.txt
     Photograph("scikit-learn", "datasets/images/china.jpg", "CC-BY-2.0", "danielbuechele (flickr)", "picture"),
     Photograph("scikit-learn", "datasets/images/flower.jpg", "CC-BY-2.0", "vultilion (flickr)", "picture"),

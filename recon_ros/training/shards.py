@@ -27,14 +27,14 @@ from recon_ros.training.paths import Walker
 from recon_ros.training.photographs import find_photographs
 from recon_ros.training.pool import pool
 from recon_ros.training.render_cpu import Atlas, LitScene
-from recon_ros.training.scenes import scene
+from recon_ros.training.scenes import Scene, scene
 
 GENERATOR = "recon_ros scenes 2"
 HELD_OUT = 1_000_000
 SEQUENCES_A_POOL = 50
 SEQUENCES_A_SHARD = 50
 FARTHEST = 40.0
-_LAST_ATLAS: dict[int, Atlas] = {}
+_LAST_ATLAS: dict[tuple[int, str], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,23 @@ class Sequence:
     T_world_camera: NDArray[np.float32]
 
 
-def sequence(seed: int, frames: int = 12, width: int = 256, height: int = 192) -> Sequence:
-    """The sequence of a seed, rendered; equal arguments give equal sequences."""
+def sequence(seed: int, frames: int = 12, width: int = 256, height: int = 192, device: str = "") -> Sequence:
+    """The sequence of a seed, rendered; equal arguments give equal sequences.
+
+    Args:
+        seed: of everything in it.
+        frames: how many.
+        width, height: pixels.
+        device: that PyTorch renders on, ``cuda``; empty for Open3D on the CPU, which is faster there.
+
+    Raises:
+        DatasetError: no camera path was found in any of the seed's scenes.
+    """
     textures = pool(seed // SEQUENCES_A_POOL)
-    atlas = _atlas(seed // SEQUENCES_A_POOL, textures.textures)
     for attempt in range(100):
         rng = np.random.default_rng((seed, attempt))
         layout = scene(rng, textures)
-        lit = LitScene(layout.quads, atlas, layout.lights, rng)
+        lit = _lit(seed // SEQUENCES_A_POOL, textures.textures, layout, rng, device)
         K = random_K(rng, width, height)
         poses = Walker(layout, lit, K, width, height, rng).path(frames)
         if poses is not None:
@@ -80,11 +89,20 @@ def sequence(seed: int, frames: int = 12, width: int = 256, height: int = 192) -
     return Sequence(images, depths, K, poses.astype(np.float32))
 
 
-def _atlas(number: int, textures: NDArray[np.uint8]) -> Atlas:
-    if number not in _LAST_ATLAS:
+def _lit(number: int, textures: NDArray[np.uint8], layout: Scene, rng: np.random.Generator, device: str) -> Any:
+    """The scene with its light; the textures of one pool are prepared once."""
+    key = (number, device)
+    if device:
+        from recon_ros.training.render_gpu import Textures, TorchScene
+
+        if key not in _LAST_ATLAS:
+            _LAST_ATLAS.clear()
+            _LAST_ATLAS[key] = Textures(textures, device)
+        return TorchScene(layout.quads, _LAST_ATLAS[key], layout.lights, rng, device)
+    if key not in _LAST_ATLAS:
         _LAST_ATLAS.clear()
-        _LAST_ATLAS[number] = Atlas(textures)
-    return _LAST_ATLAS[number]
+        _LAST_ATLAS[key] = Atlas(textures)
+    return LitScene(layout.quads, _LAST_ATLAS[key], layout.lights, rng)
 
 
 def generate(
