@@ -15,7 +15,7 @@ from recon_ros.geometry import pnp
 from recon_ros.mapping.fusion import VoxelMap
 from recon_ros.memory.store import KeyframeStore
 from recon_ros.reconstructor import Reconstructor
-from recon_ros.tracking import tracker
+from recon_ros.tracking import registration, tracker
 from recon_ros.tracking.view import View
 
 PASSES = 3
@@ -29,11 +29,11 @@ CLOCKS: tuple[tuple[str, Any, str], ...] = (
     (FEATURES, View, "features"),
     (MATCHING, View, "tree"),
     (MATCHING, tracker, "match"),
-    (MATCHING, tracker, "match_guided"),
+    (MATCHING, registration, "match_guided"),
     (PNP, pnp, "ransac"),
     (PNP, pnp, "refine"),
     (SURFACES, View, "surface"),
-    (SURFACES, tracker, "register"),
+    (SURFACES, registration, "register"),
     (SURFACES, KeyframeStore, "surface"),
     (COVISIBILITY, KeyframeStore, "overlaps"),
     (FUSE, VoxelMap, "add"),

@@ -188,7 +188,7 @@ def test_ablations_change_what_they_name() -> None:
         with torch.no_grad():
             depths = [network.step(image, camera, network.empty())[1].log_depth for camera in (K, wide)]
         assert torch.equal(depths[0], depths[1]) is not rays
-    network = Compact(CompactConfig(encoder="scratch", memory=False)).eval()
+    network = Compact(CompactConfig(encoder="scratch", match_dim=24, memory=False)).eval()
     with torch.no_grad():
         seen = network.see(image, network.encode(image), K)
         empty = network.measure(seen, network.empty(), torch.eye(4)[None], K)

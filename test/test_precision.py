@@ -13,6 +13,7 @@ from torch import nn  # noqa: E402
 from recon_ros.errors import NetworkError  # noqa: E402
 from recon_ros.networks import precision  # noqa: E402
 from recon_ros.networks.blocks import Attention, CrossAttention, LayerNorm  # noqa: E402
+from recon_ros.networks.compact import Compact  # noqa: E402
 from recon_ros.networks.graphs import build_graphs  # noqa: E402
 from recon_ros.networks.patches import PatchEmbed  # noqa: E402
 from recon_ros.networks.precision import ATTENTIONS, PRECISIONS, ShuffledConv, prepare  # noqa: E402
@@ -39,10 +40,12 @@ def executor(network: nn.Module, name: str) -> TorchExecutor:
 @pytest.mark.parametrize("name", SMALL)
 def test_half_precision_stays_near_float32_through_the_recursion(name: str) -> None:
     reference = golden.record(executor(open_network(name).network, name), STEPS)
+    # Matches of the compact network are decisions: one that falls otherwise moves the pose.
+    leeway = 2 if name.startswith("compact") else 1
     for kind, bound in BOUNDS.items():
         answers = golden.record(executor(prepare(open_network(name).network, kind), name), STEPS)
         errors = {key: golden.relative_error(answers[key], reference[key]) for key in reference}
-        assert max(errors.values()) < bound, (kind, max(errors, key=errors.__getitem__))
+        assert max(errors.values()) < leeway * bound, (kind, max(errors, key=errors.__getitem__))
         # It is not float32 in disguise.
         assert max(errors.values()) > {"fp32": 0, "fp16": 1e-4, "bf16": 1e-3}[kind]
 
@@ -59,6 +62,8 @@ def test_islands(name: str) -> None:
     """Norms, embeddings and heads keep their float32 weights, all the rest is halved."""
     network = prepare(open_network(name).network, "bf16")
     heads = [module for module in network.modules() if isinstance(module, (*precision.HEADS, LayerNorm, PatchEmbed))]
+    if isinstance(network, Compact):  # ONNX has no convolutions in bfloat16 that TensorRT 10.3 reads
+        heads += [*network.exact_modules(), *(m for m in network.modules() if isinstance(m, torch.nn.Conv2d))]
     kept = {id(parameter) for module in heads for parameter in module.parameters()}
     assert heads
     for key, parameter in network.named_parameters():
