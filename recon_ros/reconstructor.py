@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recon_ros.config import Config, flatten, leaves
+from recon_ros.config import Config, TrackingConfig, flatten, leaves
 from recon_ros.errors import ConfigError, InputError, ReconError
 from recon_ros.frame import Camera, Frame, Keyframe, Prediction, State, Update
 from recon_ros.geometry import se3, surface
@@ -37,6 +37,8 @@ COVARIANCE_INFLATION = 25.0
 """Residuals of one frame share causes (calibration, blur, rolling shutter) that least squares takes for independent;
 measured on recordings, real errors are about five times the formal ones."""
 
+BENT = 0.05
+"""Relative error of depth above which surfaces are too bent to be registered with each other."""
 MIN_SIZE = 32
 """Shorter side of an image in which keypoints can be found, pixels."""
 
@@ -352,7 +354,7 @@ class Reconstructor(ReadableMap):
 
     def _begin_tracking(self) -> None:
         self._memory = self.source.initial_memory()
-        self._tracker = Tracker(self.config.tracking)
+        self._tracker = Tracker(self._tracking())
         self._frames_without_pose = 0
         self._reference_id = None
 
@@ -385,8 +387,17 @@ class Reconstructor(ReadableMap):
             if old != new and not field.metadata["dynamic"]:
                 raise ConfigError(f"option '{name}' cannot change from {old!r} to {new!r} while running: start anew")
         self.config = config
-        self._tracker.config = config.tracking
+        self._tracker.config = self._tracking()
         self._apply_to_map()
+
+    def _tracking(self) -> TrackingConfig:
+        """The options of tracking, with a source's depth taken for as good as its card says; bent surfaces are not
+        registered.
+        """
+        tracking, error = self.config.tracking, self.source.card.depth_error
+        if error <= tracking.depth_sigma:
+            return tracking
+        return replace(tracking, depth_sigma=error, surface_sigma=0.0 if error > BENT else tracking.surface_sigma)
 
     def _apply_to_map(self) -> None:
         self._atlas.config = self.config

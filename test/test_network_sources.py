@@ -22,6 +22,7 @@ from recon_ros.frame import Prediction, State
 from recon_ros.geometry import align, pointmap, se3
 from recon_ros.mapping.atlas import Correction
 from recon_ros.networks.card import ModelCard
+from recon_ros.runtimes.depth import DepthSource
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 
@@ -256,3 +257,16 @@ def test_a_network_whose_unit_drifts_is_held_to_the_maps(monkeypatch: pytest.Mon
     np.testing.assert_allclose([se3.scale_of(k.T_world_camera) for k in r.keyframes], expected, rtol=0.01)
     blank = r.process(frame(COUNT, blank=True))
     assert blank.T_world_camera is None
+
+
+def test_depth_is_taken_for_as_good_as_the_card_says() -> None:
+    config = Config()
+    for error, sigma, surface in ((0.0, 0.01, 0.02), (0.03, 0.03, 0.02), (0.15, 0.15, 0.0)):
+        source = DepthSource(config.input)
+        source.card = replace(source.card, depth_error=error)
+        reconstructor = Reconstructor(config, source=source)
+        used = reconstructor._tracker.config
+        assert (used.depth_sigma, used.surface_sigma) == (sigma, surface)
+        reconstructor.set_config(config)
+        assert reconstructor._tracker.config == used
+        reconstructor.close()

@@ -23,6 +23,7 @@ class ModelCard:
         needs_depth: it reads the depth image.
         needs_camera: it needs K.
         weight_licence: licence of its weights; empty when it has none.
+        depth_error: relative error that its depth usually has, where that is more than a good sensor's; 0 where not.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelCard:
     needs_depth: bool = False
     needs_camera: bool = False
     weight_licence: str = ""
+    depth_error: float = 0.0
 
     def normalised(self, confidence: NDArray[np.float32]) -> NDArray[np.float32]:
         """Confidence in [0, 1]; (c − 1)/c of an unbounded one, which is monotone."""

@@ -104,7 +104,7 @@ class EfficientNetLite(nn.Module):
         height, width = image.shape[2:]
         if height % MULTIPLE or width % MULTIPLE:
             raise InputError("image_size", f"the image is {width}x{height}; its sides must be multiples of {MULTIPLE}")
-        x = (image * 255 - 127) / 128
+        x = ((image * 255 - 127) / 128).to(self.stem.weight.dtype)
         x = F.relu6(self.stem_norm(self.stem(pad_same(x, 3, 2))))
         kept = []
         for i, block in enumerate(self.blocks):

@@ -53,6 +53,7 @@ class XFeat(nn.Module):
         x = image.mean(dim=1, keepdim=True)
         mean = x.mean(dim=(2, 3), keepdim=True)
         x = (x - mean) / torch.sqrt(((x - mean) ** 2).mean(dim=(2, 3), keepdim=True) + 1e-5)
+        x = x.to(self.skip1[1].weight.dtype)  # sums over an image want float32
         x2 = self.block2(self.block1(x) + self.skip1(x))
         x3 = self.block3(x2)
         x4 = self.block4(x3)
@@ -60,5 +61,5 @@ class XFeat(nn.Module):
         size = x3.shape[2], x3.shape[3]
         x4 = F.interpolate(x4, size, mode="bilinear", align_corners=False)
         x5 = F.interpolate(x5, size, mode="bilinear", align_corners=False)
-        found = self.block_fusion(x3 + x4 + x5)
+        found = self.block_fusion(x3 + x4 + x5).float()
         return found / torch.sqrt((found * found).sum(dim=1, keepdim=True) + 1e-8)
