@@ -131,3 +131,17 @@ def recording(
         # Depth from far away still shows in the picture; what counts is said by `farthest`.
         with BagReader(bag, config=InputConfig(max_depth=max(farthest, 8.0))) as reader:
             show_recording(network, reader.frames(), bag.name, out, farthest, stride, device, threads)
+
+
+@train.command()
+def ship(
+    network: Network,
+    card: Annotated[Path, typer.Argument(metavar="CARD", help="models/NAME.yaml: what is written lies beside it")],
+) -> None:
+    """Write what is shipped of a network: weights in half precision, graphs, and their SHA-256 in its card."""
+    with spoken_errors():
+        from rich.console import Console
+
+        from recon_ros.training.ship import ship as write
+
+        write(network, card, say=Console(stderr=True).print)

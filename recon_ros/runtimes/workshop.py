@@ -136,7 +136,11 @@ class NetworkWorkshop:
         folder = find_shipped(self.card, request.width, request.height, request.precision)
         if folder is None:
             return None
-        bundle = self._read_bundle(folder)
+        try:
+            bundle = self._read_bundle(folder)
+        except NetworkError as error:
+            LOG.warning("%s; the graphs that came with the package are not used", error)
+            return None
         return folder if bundle.weights_digest == self._digest else None
 
     def _read_bundle(self, folder: Path) -> Bundle:
