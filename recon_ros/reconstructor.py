@@ -29,7 +29,7 @@ from recon_ros.memory.selection import is_keyframe
 from recon_ros.networks.card import ModelCard
 from recon_ros.runtimes import AUTO, make_source, named
 from recon_ros.runtimes.step import StepRuntime
-from recon_ros.tracking.keyframes import keyframe_of
+from recon_ros.tracking.keyframes import Placed, keyframe_of
 from recon_ros.tracking.tracker import Track, Tracker
 from recon_ros.tracking.view import View
 
@@ -74,6 +74,8 @@ class Reconstructor(ReadableMap):
     _reference_id: int | None
     """The keyframe that the last frame with a pose hangs on."""
     _timings: dict[str, float]
+    _newest: Placed | None
+    """The last frame, while the camera is tracked."""
 
     def __init__(self, config: Config | None = None, source: StepRuntime | None = None, live: bool = False) -> None:
         self.config = named(config or Config())
@@ -182,6 +184,7 @@ class Reconstructor(ReadableMap):
 
     def _remember(self, view: View, frame: Frame, track: Track | None) -> Keyframe | None:
         """Log the pose, make a keyframe when the view is new enough, keep within the bound."""
+        self._newest = None
         if track is None:
             return None
         keyframe = None
@@ -193,6 +196,8 @@ class Reconstructor(ReadableMap):
             self._atlas.add(keyframe, reference_id, track.information, descriptor, uninterrupted, frame.gravity)
         reference = keyframe or self._atlas.store[track.reference_id]
         self._reference_id = reference.id
+        T_reference_view = se3.inverse(reference.T_world_camera) @ track.T_world_view
+        self._newest = Placed(view, frame, track, reference.id, T_reference_view)
         T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
         self._atlas.path.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
         self._atlas.store.stay_by(reference.id)
@@ -357,6 +362,29 @@ class Reconstructor(ReadableMap):
         self._tracker = Tracker(self._tracking())
         self._frames_without_pose = 0
         self._reference_id = None
+        self._newest = None
+
+    def keep_last_view(self) -> Keyframe | None:
+        """Make the last frame a keyframe though it shows little that is new, as before a map is written: who goes on
+        with the map stands where this camera stood, and at the end of a turn the newest keyframe shows little of that.
+
+        Returns:
+            The keyframe; None where there is one already, the camera is not tracked, or `mode` is localization.
+        """
+        newest = self._newest
+        if newest is None or not self._is_mapping or newest.reference_id not in self._atlas.store:
+            return None
+        reference = self._atlas.store[newest.reference_id]
+        if reference.stamp_ns == newest.frame.stamp_ns:
+            return None
+        keyframe = self._keyframe(newest.view, newest.frame, reference.T_world_camera @ newest.T_reference_view)
+        descriptor, information = newest.view.prediction.descriptor, newest.track.information
+        uninterrupted = not self._tracker.was_interrupted
+        self._atlas.add(keyframe, reference.id, information, descriptor, uninterrupted, newest.frame.gravity)
+        self._atlas.path.hang_newest_on(keyframe)
+        self._reference_id = keyframe.id
+        self._newest = replace(newest, reference_id=keyframe.id, T_reference_view=np.eye(4))
+        return keyframe
 
     def catch_up(self) -> None:
         """Let the map follow what is known of loops by now, as before it is written; waits for nobody."""

@@ -302,6 +302,56 @@ def test_who_starts_again_where_they_stopped_needs_no_second_witness() -> None:
     assert relocalize(views[1], store, index, 6, few, last_seen=0) is not None
 
 
+def turned_to(step: int) -> Frame:
+    """A camera that turns fast: the seventh frame shares little with the first."""
+    return rendered(step, None, se3.exp(np.array([0, 0, 0, 0, np.radians(7.0) * step, 0])))
+
+
+def test_the_last_view_is_kept_so_that_the_next_session_begins_where_this_one_ended(tmp_path: Path) -> None:
+    first = fresh(memory__min_overlap=0.2, memory__min_rotation=1.0, memory__min_translation=2.0)
+    for step in range(7):
+        update = first.process(turned_to(step))
+    assert update.keyframe_id is None and update.T_world_camera is not None, "the last frame is no keyframe"
+    without = fresh(map__load=str(save(first.state_of_map(), tmp_path / "without")))
+    assert without.process(turned_to(7)).state is State.LOST
+
+    keyframe, path = first.keep_last_view(), first.trajectory()
+    assert keyframe is not None and keyframe.stamp_ns == turned_to(6).stamp_ns
+    assert keyframe.id == first.keyframes[-1].id
+    np.testing.assert_allclose(keyframe.T_world_camera, update.T_world_camera, atol=1e-12)
+    np.testing.assert_allclose(path.poses[-1], update.T_world_camera, atol=1e-12)
+    assert first.keep_last_view() is None, "once is enough"
+    state = first.state_of_map()
+    assert state.path["reference_id"][-1] == keyframe.id
+    assert np.count_nonzero(state.graph.edges["b"] == keyframe.id) == 1, "it is tied to the map"
+    second = fresh(map__load=str(save(state, tmp_path / "with")))
+    assert second.process(turned_to(7)).state is State.TRACKING
+    assert second.keyframes[0].id == 0 and len(second.trajectory()) == 1, "in the frame of the first session"
+
+
+def test_no_view_is_kept_where_none_may_be(folder: Path) -> None:
+    assert fresh().keep_last_view() is None, "nothing was seen"
+    r = fresh(map__load=str(folder), mode="localization")
+    assert r.process(FRAMES[6]).state is State.TRACKING
+    assert r.keep_last_view() is None, "the map is frozen"
+    r = fresh(map__load=str(folder))
+    r.process(FRAMES[6])
+    r.lose()
+    assert r.keep_last_view() is None, "nobody knows where the camera is"
+
+
+def test_the_last_view_follows_a_correction_that_came_after_it() -> None:
+    r = fresh()
+    for frame in FRAMES[:4]:
+        update = r.process(frame)
+    assert update.keyframe_id is None and update.reference_id is not None
+    moved = se3.make(np.eye(3), np.array([0.0, 0.0, 1.5]))
+    r._atlas.store[update.reference_id].T_world_camera[:] = moved @ r._atlas.store[update.reference_id].T_world_camera
+    keyframe = r.keep_last_view()
+    assert keyframe is not None and update.T_world_camera is not None
+    np.testing.assert_allclose(keyframe.T_world_camera, moved @ update.T_world_camera, atol=1e-12)
+
+
 def test_localization_leaves_the_map_as_it_is(folder: Path, tmp_path: Path) -> None:
     data = read_map(folder)
     r = fresh(map__load=str(folder), mode="localization")

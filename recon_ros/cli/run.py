@@ -192,6 +192,8 @@ class Offline:
 
     def _write(self, reader: BagReader) -> None:
         reconstructor = self._reconstructor
+        if self._save_map is not None:
+            reconstructor.keep_last_view()
         reconstructor.settle()
         if self._save_map is not None:
             snapshot = Snapshot(reconstructor.state_of_map(), reconstructor.map_cloud(), nested(self._config))

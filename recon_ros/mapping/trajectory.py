@@ -64,6 +64,12 @@ class TrajectoryLog:
         self._relative[i], self._live[i] = T_reference_camera, T_world_camera
         self._length += 1
 
+    def hang_newest_on(self, keyframe: Keyframe) -> None:
+        """The newest frame has become a keyframe itself."""
+        i, T_world_keyframe = self._length - 1, keyframe.T_world_camera
+        self._references[i] = keyframe.id
+        self._relative[i] = se3.inverse(T_world_keyframe) @ se3.rigid(T_world_keyframe)
+
     def re_anchor(self, gone: Keyframe, successor: Keyframe) -> None:
         """Hang the poses that refer to a keyframe about to go onto another, without moving them."""
         affected = np.flatnonzero(self._references[: self._length] == gone.id)

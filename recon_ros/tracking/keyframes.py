@@ -3,12 +3,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.frame import Camera, Frame, Keyframe
 from recon_ros.networks.card import ModelCard
+from recon_ros.tracking.tracker import Track
 from recon_ros.tracking.view import View
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A frame with a pose, kept in case it is to be a keyframe later, when the map may have moved.
+
+    Attributes:
+        view, frame, track: as it was tracked.
+        reference_id: the keyframe it hangs on.
+        T_reference_view: (4, 4) Sim(3) from the view's points to that keyframe's, which no correction changes.
+    """
+
+    view: View
+    frame: Frame
+    track: Track
+    reference_id: int
+    T_reference_view: NDArray[np.float64]
 
 
 def keyframe_of(
