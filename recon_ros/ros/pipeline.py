@@ -273,7 +273,9 @@ class Pipeline:
 
     def snapshot(self) -> Callable[[], Snapshot]:
         """All that ~/save_map writes, as it is now; for who writes it, because its cloud may still have to be drawn."""
-        self.reconstructor.keep_last_view()
+        if self.reconstructor.keep_last_view() is not None:
+            self._note_map()
+            self.map_outputs.keyframes()
         self.reconstructor.catch_up()
         data, cloud = self.reconstructor.state_of_map(self.mount.T_base_camera), self.reconstructor.whole_cloud
         config = nested(self.config) | {"node": nested(self.node_config)}
