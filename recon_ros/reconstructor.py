@@ -112,7 +112,7 @@ class Reconstructor(ReadableMap):
             prediction = _without(given.mask, prediction)
             self._memory = memory
         with self._timed("track"):
-            view = View(frame.stamp_ns, given.image, camera, prediction, self._detector, given.mask)
+            view = View(frame.stamp_ns, given.image, camera, prediction, self._detector, given.mask, given.fine)
             track = self._track(view, frame)
         with self._timed("remember"):
             keyframe = self._remember(view, frame, track)
@@ -131,7 +131,7 @@ class Reconstructor(ReadableMap):
         height, width = frame.image.shape[:2]
         if min(width, height) < MIN_SIZE:
             raise InputError("image", f"the image is {width}x{height}, at least {MIN_SIZE} is needed")
-        return prepare(frame, self.grid(width, height))
+        return prepare(frame, self.grid(width, height), self.config.tracking.max_size)
 
     def _calibrated(self, camera: Camera | None, prediction: Prediction) -> tuple[Camera, Prediction]:
         """The points on the camera's rays; where K is unknown, on those of the focal length they imply."""
@@ -346,7 +346,7 @@ class Reconstructor(ReadableMap):
         return replace(data, T_base_camera=T_base_camera) if data.T_base_camera is None else data
 
     def _new_atlas(self) -> Atlas:
-        return Atlas(self.config, self._live, scale_drifts=not self.source.card.is_metric)
+        return Atlas(self._config_of_map(), self._live, scale_drifts=not self.source.card.is_metric)
 
     def _begin(self, atlas: Atlas) -> None:
         self.close()
@@ -427,8 +427,12 @@ class Reconstructor(ReadableMap):
             return tracking
         return replace(tracking, depth_sigma=error, surface_sigma=0.0 if error > BENT else tracking.surface_sigma)
 
+    def _config_of_map(self) -> Config:
+        """The configuration, with what `_tracking` makes of it: loops are verified as a lost camera is."""
+        return replace(self.config, tracking=self._tracking())
+
     def _apply_to_map(self) -> None:
-        self._atlas.config = self.config
+        self._atlas.config = self._config_of_map()
         self._atlas.drawing.set_config(self.config.map)
 
     def grid(self, width: int, height: int) -> Grid:

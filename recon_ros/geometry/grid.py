@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.geometry.camera import Camera
+
+
+WINDOW = ("resized_width", "resized_height", "x", "y", "grid_width", "grid_height")
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,17 @@ class Grid:
             (resized[1] - grid[1]) // 2,
             *grid,
         )
+
+    def finer(self, max_size: int) -> int:
+        """The largest whole number of pixels for one of the grid, along each side, with which the longer side is at most
+        `max_size` and no image is enlarged; at least 1.
+        """
+        most = min(max_size / max(self.grid_width, self.grid_height), self.width / self.resized_width)
+        return max(1, math.floor(min(most, self.height / self.resized_height)))
+
+    def divided(self, n: int) -> Grid:
+        """The same window with `n` x `n` pixels for each."""
+        return Grid(self.width, self.height, *(n * getattr(self, name) for name in WINDOW))
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(H, W, 3) image to the grid; area averaging, which does not alias."""

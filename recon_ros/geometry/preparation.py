@@ -24,27 +24,31 @@ class Prepared:
         camera: undistorted calibration of it, or None when unknown.
         depth: (h, w) float32 metres, NaN where invalid; or None.
         mask: (h, w) bool, True where nothing is to be used; or None.
+        fine: (n h, n w, 3) uint8 RGB of the same window, for keypoints; `image` where the input has no more to show.
     """
 
     image: NDArray[np.uint8]
     camera: Camera | None
     depth: NDArray[np.float32] | None
     mask: NDArray[np.bool_] | None
+    fine: NDArray[np.uint8]
 
 
-def prepare(frame: Frame, grid: Grid) -> Prepared:
-    """A frame brought to the grid of its image's size."""
+def prepare(frame: Frame, grid: Grid, fine_size: int = 0) -> Prepared:
+    """A frame brought to the grid of its image's size, and for keypoints to a finer one with sides up to `fine_size`."""
     image, camera, depth = frame.image, frame.camera, frame.depth
     if camera is not None and camera.is_distorted:
         map_x, map_y = camera.undistort_maps()
         image = cv2.remap(image, map_x, map_y, cv2.INTER_LINEAR)
         if depth is not None:
             depth = cv2.remap(depth, map_x, map_y, cv2.INTER_NEAREST, borderValue=float("nan"))
+    n, on_grid = grid.finer(fine_size), grid.image(image)
     return Prepared(
-        grid.image(image),
+        on_grid,
         None if camera is None else grid.camera(camera.undistorted()),
         None if depth is None else grid.depth(depth),
         None if frame.mask is None else labels_on_grid(frame.mask.view(np.uint8), camera, grid).view(np.bool_),
+        on_grid if n == 1 else grid.divided(n).image(image),
     )
 
 

@@ -19,6 +19,10 @@ office (1.2 cm), 8 s or more apart. Where all racks are alike, 2 of 1,916 pairs 
 
 Where points are a network's and not metric, the scale is found along; with smooth errors of 3, 6 and 10 % in the depths
 of rendered views, 8, 5 and 1 of 8 true pairs were recognised.
+
+Where metric points are a network's, depths may differ by as much as its card says. With the compact network's (15 %), 9 of
+13 true pairs of the warehouse were verified (6 cm off in the median, the worst 37 cm) and none of 1,421 wrong ones; with
+the other tests loosened as well, 11 true ones were, and 2 wrong ones.
 """
 
 from __future__ import annotations
@@ -48,6 +52,8 @@ AGREEMENT = 0.03
 """Largest difference of the two directions: of translations relative to the median depth, of angles in radians."""
 DEPTH_TOLERANCE, DEPTH_TOLERANCE_OF_NETWORKS = 0.05, 0.15
 """Relative difference up to which two depths are the same (the second is an assumption, the first is measured)."""
+DEPTH_SIGMAS = 2.0
+"""The same in standard deviations, where a source's depth is that bad."""
 MAX_CONTRADICTION = 0.025
 """Largest share of points that would stand in front of what the other camera sees behind them."""
 PROBE_POINTS, MIN_PROBED = 2000, 50
@@ -94,6 +100,11 @@ class VerifySettings:
     depth_sigma: float = 0.01
     surface_sigma: float = 0.02
 
+    def depth_tolerance(self, a: Side, b: Side) -> float:
+        """Relative difference up to which a depth of each side are the same."""
+        usual = DEPTH_TOLERANCE if _both_metric(a, b) else DEPTH_TOLERANCE_OF_NETWORKS
+        return max(usual, DEPTH_SIGMAS * self.depth_sigma)
+
 
 DEFAULTS = VerifySettings()
 
@@ -139,7 +150,7 @@ def verify(a: Side, b: Side, settings: VerifySettings = DEFAULTS) -> Verified | 
     """
     there = locate(a, b, settings)
     back = None if there is None else locate(b, a, settings)
-    if there is None or back is None or not _agree(there, back, a, b):
+    if there is None or back is None or not _agree(there, back, a, b, settings):
         return None
     T_a_b, information = _fused(there, back)
     if _both_metric(a, b) and settings.surface_sigma > 0:
@@ -147,7 +158,9 @@ def verify(a: Side, b: Side, settings: VerifySettings = DEFAULTS) -> Verified | 
         if settled is None:
             return None
         T_a_b, information = settled
-    if max(contradiction(a, b, se3.inverse(T_a_b)), contradiction(b, a, T_a_b)) > MAX_CONTRADICTION:
+    tolerance = settings.depth_tolerance(a, b)
+    through = (contradiction(a, b, se3.inverse(T_a_b), tolerance), contradiction(b, a, T_a_b, tolerance))
+    if max(through) > MAX_CONTRADICTION:
         return None
     return Verified(T_a_b, information, min(len(there.pairs), len(back.pairs)), min(there.ratio, back.ratio))
 
@@ -177,7 +190,7 @@ def locate(a: Side, b: Side, settings: VerifySettings = DEFAULTS) -> Sighting | 
     if refined is None:
         return None
     pairs, observations = pairs[refined.inliers], observations[refined.inliers]
-    scale = _scale(refined.T_camera_w, a, b, pairs)
+    scale = _scale(refined.T_camera_w, a, b, pairs, settings.depth_tolerance(a, b))
     ratio = len(pairs) / max(expected, 1)
     if scale is None or len(pairs) < settings.min_inliers:
         return None
@@ -206,7 +219,7 @@ def _guided(a: Side, b: Side, T_b_a: Matrix) -> tuple[Pairs, int]:
     return np.stack([visible[pairs[:, 0]], pairs[:, 1]], axis=1), len(visible)
 
 
-def _scale(T_b_a: Matrix, a: Side, b: Side, pairs: Pairs) -> float | None:
+def _scale(T_b_a: Matrix, a: Side, b: Side, pairs: Pairs, tolerance: float) -> float | None:
     """Units of b in one of a, from the depths both know; None when they disagree, or metres are not metres."""
     here = se3.transform(T_b_a, a.features.points[pairs[:, 0]].astype(np.float64))[:, 2]
     there = b.features.points[pairs[:, 1], 2].astype(np.float64)
@@ -215,7 +228,6 @@ def _scale(T_b_a: Matrix, a: Side, b: Side, pairs: Pairs) -> float | None:
         return None
     quotient = there[known] / here[known]
     scale = float(np.median(quotient))
-    tolerance = _depth_tolerance(a, b)
     if not scale > 0 or np.mean(np.abs(quotient / scale - 1) < tolerance) < 0.5:
         return None
     if _both_metric(a, b):
@@ -227,14 +239,11 @@ def _both_metric(a: Side, b: Side) -> bool:
     return a.is_metric and b.is_metric
 
 
-def _depth_tolerance(a: Side, b: Side) -> float:
-    return DEPTH_TOLERANCE if _both_metric(a, b) else DEPTH_TOLERANCE_OF_NETWORKS
-
-
-def contradiction(a: Side, b: Side, T_b_a: Matrix) -> float:
+def contradiction(a: Side, b: Side, T_b_a: Matrix, tolerance: float = DEPTH_TOLERANCE) -> float:
     """Share of a's points, of those where b knows depths, that would hide from b what b has seen; 0 without depths.
 
-    What b has in front of them may hide them instead: that is no contradiction.
+    What b has in front of them may hide them instead: that is no contradiction, nor is a depth that differs by no more
+    than `tolerance`, relative.
     """
     if a.depth is None or a.depth_camera is None or b.depth is None or b.depth_camera is None:
         return 0.0
@@ -248,7 +257,7 @@ def contradiction(a: Side, b: Side, T_b_a: Matrix) -> float:
     known = np.isfinite(seen)
     if np.count_nonzero(known) < MIN_PROBED:
         return 0.0
-    return float(np.mean(z[known] < (1 - _depth_tolerance(a, b)) * seen[known]))
+    return float(np.mean(z[known] < (1 - tolerance) * seen[known]))
 
 
 def _cells(side: Side, features: NDArray[np.int64]) -> int:
@@ -257,13 +266,13 @@ def _cells(side: Side, features: NDArray[np.int64]) -> int:
     return len(np.unique(cell[:, 0] * 1000 + cell[:, 1]))
 
 
-def _agree(there: Sighting, back: Sighting, a: Side, b: Side) -> bool:
+def _agree(there: Sighting, back: Sighting, a: Side, b: Side, settings: VerifySettings) -> bool:
     """The two directions give one pose: there and back again is where one was."""
     loop = back.T_to_from @ there.T_to_from
     depth = float(np.median(a.features.points[there.pairs[:, 0], 2]))
     moved, turned = se3.distance(loop)
     scaled = abs(np.log(se3.scale_of(loop)))
-    return moved < AGREEMENT * depth and turned < AGREEMENT and scaled < _depth_tolerance(a, b)
+    return moved < AGREEMENT * depth and turned < AGREEMENT and scaled < settings.depth_tolerance(a, b)
 
 
 def _fused(there: Sighting, back: Sighting) -> tuple[Matrix, Matrix]:

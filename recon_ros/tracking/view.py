@@ -18,7 +18,11 @@ OVERLAP_POINTS = 400
 
 
 class View:
-    """One frame on the processing grid. Where an (H, W) mask is True there is nothing, but in `image`, `prediction`."""
+    """One frame on the processing grid. Where an (H, W) mask is True there is nothing, but in `image`, `prediction`.
+
+    Keypoints are found in `fine`, where there is one: (n H, n W, 3) of the same window. A pixel of a small network's grid
+    is too coarse for them. Their positions are those of the grid all the same.
+    """
 
     def __init__(
         self,
@@ -28,6 +32,7 @@ class View:
         prediction: Prediction,
         detector: Detector,
         mask: NDArray[np.bool_] | None = None,
+        fine: NDArray[np.uint8] | None = None,
     ) -> None:
         self.stamp_ns = stamp_ns
         self.image = image
@@ -35,6 +40,7 @@ class View:
         self.prediction = prediction
         self._detector = detector
         self._mask = mask
+        self._fine = image if fine is None else fine
 
     @cached_property
     def points(self) -> NDArray[np.float32]:
@@ -51,9 +57,16 @@ class View:
     @cached_property
     def features(self) -> Features:
         """Keypoints, located where the smoothed depth knows one."""
-        pixels, descriptors = self._detector(self.image, self._mask)
+        pixels, descriptors = self._detector(self._fine, self._fine_mask)
+        n = len(self._fine) // len(self.image)
+        pixels = (pixels + np.float32(0.5)) / np.float32(n) - np.float32(0.5) if n > 1 else pixels
         points = self.camera.unproject(pixels, pointmap.sample(self.depth, pixels)) if len(pixels) else pixels
         return Features(pixels, descriptors, points.astype(np.float32).reshape(-1, 3))
+
+    @property
+    def _fine_mask(self) -> NDArray[np.bool_] | None:
+        n = len(self._fine) // len(self.image)
+        return self._mask if self._mask is None or n == 1 else self._mask.repeat(n, axis=0).repeat(n, axis=1)
 
     @cached_property
     def tree(self) -> cKDTree:
