@@ -73,12 +73,6 @@ class TrackingConfig:
     """How a pose is found for a frame."""
 
     features: int = option(1200, "Features detected in an image, spread over a grid", range=(100, 10000))
-    max_size: int = option(
-        640,
-        "Longer side, at most, of the image that they are detected in, where the source's is smaller and the input larger",
-        range=(32, 8192),
-        unit="px",
-    )
     references: int = option(
         3, "Keyframes a frame is registered against: the most covisible ones", range=(1, 16), dynamic=True
     )

@@ -131,7 +131,7 @@ class Reconstructor(ReadableMap):
         height, width = frame.image.shape[:2]
         if min(width, height) < MIN_SIZE:
             raise InputError("image", f"the image is {width}x{height}, at least {MIN_SIZE} is needed")
-        return prepare(frame, self.grid(width, height), self.config.tracking.max_size)
+        return prepare(frame, self.grid(width, height), self.config.input.max_size)
 
     def _calibrated(self, camera: Camera | None, prediction: Prediction) -> tuple[Camera, Prediction]:
         """The points on the camera's rays; where K is unknown, on those of the focal length they imply."""

@@ -153,7 +153,7 @@ def test_config_file_settings_saved_depth_and_mesh(bag, tmp_path):
 @pytest.mark.skipif(importlib.util.find_spec("rclpy") is None, reason="needs ROS 2 (rclpy)")
 def test_demo_plays_a_bag_to_the_live_node(bag, tmp_path):
     folder = tmp_path / "demo"
-    result = recon("demo", "--bag", bag, "--out", folder, "--rate", 2)
+    result = recon("demo", "--bag", bag, "--out", folder, "--rate", 2, "--depth")
     said = f"{result.stdout}\n{result.stderr}\n{(folder / 'node.log').read_text()}"
     assert files_in(folder) >= {"report.json", "report.png", "map.ply", "trajectory.tum"}, said
 

@@ -63,6 +63,30 @@ def test_grid_fits(width: int, height: int, max_size: int, multiple: int) -> Non
 
 
 @quick
+@given(cameras(), seeds(), st.integers(16, 400), multiples, st.integers(1, 3000))
+def test_a_finer_grid_is_of_the_same_window(
+    camera: Camera, seed: int, max_size: int, multiple: int, fine_size: int
+) -> None:
+    """A whole number of pixels for each, so that a point is where it was, and no image is enlarged for it."""
+    grid = Grid.fit(camera.width, camera.height, max_size, multiple)
+    n = grid.finer(fine_size)
+    fine = grid.divided(n)
+    assert n >= 1 and fine.divided(1) == fine
+    assert (fine.grid_width, fine.grid_height) == (n * grid.grid_width, n * grid.grid_height)
+    if n > 1:
+        assert max(fine.grid_width, fine.grid_height) <= fine_size
+        assert fine.resized_width <= camera.width and fine.resized_height <= camera.height
+    points = seen_points(np.random.default_rng(seed), camera, 20, 0.5, 20)
+    there = (fine.camera(camera).project(points) + 0.5) / n - 0.5
+    np.testing.assert_allclose(there, grid.camera(camera).project(points), atol=1e-6)
+
+
+@pytest.mark.parametrize(("width", "height", "n"), [(640, 480, 2), (540, 360, 2), (1280, 720, 2), (500, 375, 1)])
+def test_how_much_finer_a_small_networks_grid_can_be(width: int, height: int, n: int) -> None:
+    assert Grid.fit(width, height, 256, 32).finer(640) == n
+
+
+@quick
 @given(cameras(), seeds())
 def test_project_inverts_unproject(camera: Camera, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -268,5 +268,5 @@ def test_depth_is_taken_for_as_good_as_the_card_says() -> None:
         used = reconstructor._tracker.config
         assert (used.depth_sigma, used.surface_sigma) == (sigma, surface)
         reconstructor.set_config(config)
-        assert reconstructor._tracker.config == used
+        assert reconstructor._tracker.config == used == reconstructor._atlas.config.tracking, "loops, too"
         reconstructor.close()

@@ -68,6 +68,19 @@ def test_pose_of_two_views(pair: tuple[Side, Side, np.ndarray]) -> None:
     assert verified.inliers >= VerifySettings().min_inliers and 0 < verified.ratio <= 1
 
 
+def test_depth_is_held_to_what_is_known_of_it(pair: tuple[Side, Side, np.ndarray]) -> None:
+    """Depth that is 10 % too near on one side: too much for a sensor, not for a network whose card says 15 %."""
+    a, b, T_a_b = pair
+    a = replace(in_unit(a, 1.1), is_metric=True, surface=None)
+    b = replace(b, surface=None)
+    assert verify(a, b) is None
+    rough = VerifySettings(depth_sigma=0.15, surface_sigma=0.0)
+    assert VerifySettings().depth_tolerance(a, b) == 0.05 and rough.depth_tolerance(a, b) == 0.3
+    verified = verify(a, b, rough)
+    assert verified is not None and se3.is_valid(verified.T_a_b), "metres are metres: no scale is found along"
+    assert_close(verified.T_a_b, T_a_b, 0.2, 0.05)  # 5 % of the depth of the room, half of what the two disagree by
+
+
 def test_both_orders_say_the_same(pair: tuple[Side, Side, np.ndarray]) -> None:
     a, b, _ = pair
     there, back = verify(a, b), verify(b, a)

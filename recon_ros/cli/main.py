@@ -100,7 +100,7 @@ def demo(
     depth: Annotated[
         bool,
         typer.Option("--depth/--rgb", help="Use the recording's depth, or let a network see the colour image only"),
-    ] = True,
+    ] = False,
     rate: Annotated[float, typer.Option(min=0.01, max=100, help="Speed of playing")] = 1.0,
     config: ConfigFile = None,
     settings: Settings = None,

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from recon_ros.geometry.camera import Camera
 
-
 WINDOW = ("resized_width", "resized_height", "x", "y", "grid_width", "grid_height")
 
 
@@ -53,8 +52,8 @@ class Grid:
         )
 
     def finer(self, max_size: int) -> int:
-        """The largest whole number of pixels for one of the grid, along each side, with which the longer side is at most
-        `max_size` and no image is enlarged; at least 1.
+        """How many pixels there can be for one of the grid's, along each side: a whole number, at least 1, with which
+        the longer side is at most `max_size` and no image is enlarged.
         """
         most = min(max_size / max(self.grid_width, self.grid_height), self.width / self.resized_width)
         return max(1, math.floor(min(most, self.height / self.resized_height)))

@@ -35,7 +35,7 @@ class Prepared:
 
 
 def prepare(frame: Frame, grid: Grid, fine_size: int = 0) -> Prepared:
-    """A frame brought to the grid of its image's size, and for keypoints to a finer one with sides up to `fine_size`."""
+    """A frame brought to the grid of its image's size, for keypoints to one of up to `fine_size` pixels."""
     image, camera, depth = frame.image, frame.camera, frame.depth
     if camera is not None and camera.is_distorted:
         map_x, map_y = camera.undistort_maps()

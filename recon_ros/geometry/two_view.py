@@ -20,9 +20,9 @@ office (1.2 cm), 8 s or more apart. Where all racks are alike, 2 of 1,916 pairs 
 Where points are a network's and not metric, the scale is found along; with smooth errors of 3, 6 and 10 % in the depths
 of rendered views, 8, 5 and 1 of 8 true pairs were recognised.
 
-Where metric points are a network's, depths may differ by as much as its card says. With the compact network's (15 %), 9 of
-13 true pairs of the warehouse were verified (6 cm off in the median, the worst 37 cm) and none of 1,421 wrong ones; with
-the other tests loosened as well, 11 true ones were, and 2 wrong ones.
+Where metric points are a network's, depths may differ by as much as its card says. With the compact network's (15 %),
+9 of 13 true pairs of the warehouse were verified (6 cm off in the median, the worst 37 cm) and none of 1,421 wrong
+ones; with the other tests loosened as well, 11 true ones were, and 2 wrong ones.
 """
 
 from __future__ import annotations

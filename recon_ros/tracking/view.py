@@ -20,8 +20,8 @@ OVERLAP_POINTS = 400
 class View:
     """One frame on the processing grid. Where an (H, W) mask is True there is nothing, but in `image`, `prediction`.
 
-    Keypoints are found in `fine`, where there is one: (n H, n W, 3) of the same window. A pixel of a small network's grid
-    is too coarse for them. Their positions are those of the grid all the same.
+    Keypoints are found in `fine`, where there is one: (n H, n W, 3) of the same window. A small network's grid is too
+    coarse for them. Their positions are in its pixels all the same.
     """
 
     def __init__(
