@@ -19,6 +19,7 @@ from recon_ros.networks.compact import (  # noqa: E402
     unit,
 )
 from recon_ros.networks.compact_geometry import cell_centres, exp_se3, invert, rays_of, solve_positive, transform  # noqa: E402
+from recon_ros.networks.compact_pose import PLACE_ERROR, _across  # noqa: E402
 from recon_ros.networks.compact_sweep import sweep  # noqa: E402
 
 K = torch.tensor([[210.0, 205.0, 126.0, 97.0]])
@@ -103,6 +104,20 @@ def test_a_pose_is_found_from_matches(network: Compact, step: tuple[float, ...])
     there, found = (transform(invert(T), located.points[:, 0]) for T in (T_camera, located.T_anchor_camera))
     apart = (there[..., :2] / there[..., 2:] - found[..., :2] / found[..., 2:]) * K[:, :2]
     assert float(apart.norm(dim=-1).median()) < 1.5
+
+
+def test_no_error_is_less_than_nothing() -> None:
+    """Points a hand's breadth before the camera: errors of thousands of cells, in the direction of their doubt."""
+    generator = torch.Generator().manual_seed(0)
+    moved = 5e3 * torch.randn(1, 4000, 2, generator=generator)
+    error = moved * (0.5 + torch.rand(1, 4000, 1, generator=generator))
+    shares = 1 / (PLACE_ERROR**2 + (moved * moved).sum(-1))
+    along = (moved * error).sum(-1)
+    rounded = (error * error).sum(-1) - shares * along * along
+    assert (rounded < -1).any(), "rounding is that bad"
+    assert (_across(error, along, shares) >= 0).all()
+    far = _across(error[:, :1], 0 * along[:, :1], shares[:, :1])
+    torch.testing.assert_close(far, (error[:, :1] ** 2).sum(-1))
 
 
 def test_without_matches_the_camera_stays(network: Compact) -> None:

@@ -152,6 +152,15 @@ def doubt_of(confidence: Tensor) -> Tensor:
     return (SURE_SCALE * (1 - confidence) / confidence.clamp(min=0.01)).clamp(0.02, 0.5)
 
 
+def _across(error: Tensor, error_along: Tensor, shares: Tensor) -> Tensor:
+    """(B, N) what is left of the squared errors (B, N, 2) without what the doubt of depth explains of them, >= 0.
+
+    Of a point right before the camera both are so large that rounding alone could make it less than nothing, and a
+    weight negative.
+    """
+    return ((error * error).sum(dim=-1) - shares * error_along * error_along).clamp(min=0.0)
+
+
 def _step(
     T_camera_anchor: Tensor, points: Tensor, along: Tensor, pixels: Tensor, weight: Tensor, K: Tensor, scale: float
 ) -> Tensor:
@@ -181,7 +190,7 @@ def _step(
     m = f * (moved[..., :2] - torch.stack([xz, yz], dim=-1) * moved[..., 2:]) / z[..., None]
     shares = 1 / (PLACE_ERROR**2 + (m * m).sum(dim=-1))
     error_along = (m * error).sum(dim=-1)
-    squared = ((error * error).sum(dim=-1) - shares * error_along * error_along).detach()
+    squared = _across(error, error_along, shares).detach()
     w = weight * (seen[..., 2] > NEAREST).to(weight.dtype) / (1 + squared / scale**2)
     zero, one = torch.zeros_like(z), torch.ones_like(z)
     # Rows of d(x/z, y/z) / d(v, ω) for x ← x + v + ω × x.
