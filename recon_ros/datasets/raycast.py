@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from recon_ros.errors import DatasetError
 from recon_ros.geometry.camera import Camera
+from recon_ros.geometry.raster import in_rows, on_an_edge
 
 try:
     import open3d as o3d
@@ -114,12 +115,12 @@ class TexturedScene:
         rotation = T_world_camera[:3, :3].astype(np.float32)
         directions = camera.rays() @ rotation.T
         quad, depth, colour = self._cast(origin, directions, camera.fx)
-        edges = _edges(quad)
+        edges = on_an_edge(quad)
         if edges.any():
             samples: list[NDArray[Any]] = [colour[edges]]
             for dx, dy in ANTIALIAS:
                 offset = rotation @ np.array([dx / camera.fx, dy / camera.fy, 0.0], np.float32)
-                rays = _padded(directions[edges] + offset)
+                rays = in_rows(directions[edges] + offset)
                 samples.append(self._cast(origin, rays, camera.fx)[2].reshape(-1, 3)[: len(samples[0])])
             colour[edges] = np.mean(samples, axis=0)
         return colour, depth
@@ -231,23 +232,6 @@ def _mip_level(row: Floats, depth: Floats, directions: Floats, focal: float) -> 
     footprint = depth / focal / (row[..., 8] * np.sqrt(np.maximum(cosine, 0.02)))
     level = np.rint(np.log2(np.maximum(footprint, 1e-3)))
     return np.clip(level, 0, MIP_LEVELS - 1)
-
-
-def _edges(quad: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(H, W) pixels that touch another quad."""
-    edges = np.zeros(quad.shape, bool)
-    across, down = quad[:, 1:] != quad[:, :-1], quad[1:] != quad[:-1]
-    edges[:, 1:] |= across
-    edges[:, :-1] |= across
-    edges[1:] |= down
-    edges[:-1] |= down
-    return edges
-
-
-def _padded(rays: Floats, width: int = 512) -> Floats:
-    """(N, 3) rays as (rows, width, 3), because OpenCV's images have at most 32767 rows."""
-    rows = -(-len(rays) // width)
-    return np.resize(rays, (rows, width, 3))
 
 
 def _texture_atlas(textures: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recon_ros.errors import DatasetError
+from recon_ros.geometry.raster import in_rows, on_an_edge
 from recon_ros.training.lighting import Lights, light, normals_of
 from recon_ros.training.surfaces import Floats, Quads
 
@@ -94,12 +95,12 @@ class LitScene:
         rotation = T_world_camera[:3, :3].astype(np.float32)
         directions = rays_of(K, width, height) @ rotation.T
         quad, depth, colour = self._cast(origin, directions, float(K[0]))
-        edges = _edges(quad)
+        edges = on_an_edge(quad)
         if edges.any():
             samples = [colour[edges]]
             for dx, dy in ANTIALIAS:
                 offset = rotation @ np.array([dx / K[0], dy / K[1], 0.0], np.float32)
-                beside = _padded(directions[edges] + offset)
+                beside = in_rows(directions[edges] + offset)
                 samples.append(self._cast(origin, beside, float(K[0]))[2].reshape(-1, 3)[: len(samples[0])])
             colour[edges] = np.mean(samples, axis=0)
         return colour, depth
@@ -133,7 +134,7 @@ class LitScene:
         cosine = np.einsum("ij,ij->i", d, n)[:, None]
         n = np.where(cosine > 0, -n, n)
         cosine = np.minimum(np.abs(cosine) / length, 1.0)
-        bounced = _padded(
+        bounced = in_rows(
             np.concatenate(
                 [rays[..., :3][mirror] + d * depth[mirror][:, None] + 2e-3 * n, d + 2 * cosine * length * n], 1
             )
@@ -211,23 +212,6 @@ def _mip_level(row: Floats, depth: Floats, directions: Floats, focal: float, blu
     footprint = depth / focal / (row[..., 6] * np.sqrt(np.maximum(cosine, 0.02)) + 1e-9)
     level = np.rint(np.log2(np.clip(footprint, 1e-3, 1e6)) + blur)
     return np.asarray(np.clip(level, 0, MIP_LEVELS - 1), np.float32)
-
-
-def _edges(quad: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """(H, W) pixels that touch another quad."""
-    edges = np.zeros(quad.shape, bool)
-    across, down = quad[:, 1:] != quad[:, :-1], quad[1:] != quad[:-1]
-    edges[:, 1:] |= across
-    edges[:, :-1] |= across
-    edges[1:] |= down
-    edges[:-1] |= down
-    return edges
-
-
-def _padded(rays: Floats, width: int = 512) -> Floats:
-    """(N, C) rays as (rows, width, C), because OpenCV's images have at most 32767 rows."""
-    rows = -(-len(rays) // width)
-    return np.resize(rays, (rows, width, rays.shape[1]))
 
 
 def _open3d() -> Any:
