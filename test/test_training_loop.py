@@ -6,6 +6,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tiny_shards import HEIGHT, WIDTH, write_shard  # noqa: E402
 from recon_ros.errors import ConfigError, NetworkError  # noqa: E402
 from recon_ros.networks.compact import Compact, CompactConfig  # noqa: E402
 from recon_ros.training import checkpoints  # noqa: E402
+from recon_ros.training.averaging import average  # noqa: E402
 from recon_ros.training.batches import Batch, Shards  # noqa: E402
 from recon_ros.training.curriculum import Curriculum, Stage  # noqa: E402
 from recon_ros.training.log import CsvLog  # noqa: E402
@@ -92,6 +94,43 @@ def test_going_on_from_a_checkpoint_gives_the_same_as_going_through(tmp_path: Pa
         assert all(torch.equal(through[name], halves[name]) for name in through), part
     with (tmp_path / "halves/train.csv").open(encoding="utf-8") as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_trainings_side_by_side_become_one_again(tmp_path: Path, data: Path) -> None:
+    """Two trainings from one checkpoint, of 4 and 2 steps more; each goes on from the average, weighed so."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    trainer(one, data, dataclasses.replace(SETTINGS, steps=2)).run()
+    shutil.copytree(one / "checkpoints", two / "checkpoints")
+    trainer(one, data, dataclasses.replace(SETTINGS, steps=6), resume=True).run()
+    trainer(two, data, dataclasses.replace(SETTINGS, steps=4, seed=1), resume=True).run()
+    assert average([one, two]) == 7
+    for part in ("weights", "average", "first"):
+        a, b, mean = weights(one, 6, part), weights(two, 4, part), weights(one, 7, part)
+        assert any(not torch.equal(a[name], b[name]) for name in a), "they went apart"
+        for name in a:
+            torch.testing.assert_close(mean[name], (4 * a[name] + 2 * b[name]) / 6)
+        same = weights(two, 7, part)
+        assert all(torch.equal(same[name], mean[name]) for name in mean)
+    assert trainer(two, data, dataclasses.replace(SETTINGS, steps=8), resume=True).run()
+    assert checkpoints.latest(two / "checkpoints").name == "step_00000008"
+
+
+def test_what_cannot_be_averaged_is_said(tmp_path: Path, data: Path) -> None:
+    trainer(tmp_path / "one", data, dataclasses.replace(SETTINGS, steps=1)).run()
+    with pytest.raises(NetworkError, match="two runs or more"):
+        average([tmp_path / "one"])
+    with pytest.raises(NetworkError, match="no checkpoint"):
+        average([tmp_path / "one", tmp_path / "none"])
+    other = Trainer(
+        network(dataclasses.replace(CONFIG, planes=12)),
+        dataclasses.replace(SETTINGS, steps=1),
+        tmp_path / "other",
+        lambda: Shards(data, None),
+        lambda: None,
+    )
+    other.run()
+    with pytest.raises(NetworkError, match="different networks"):
+        average([tmp_path / "one", tmp_path / "other"])
 
 
 def test_what_a_training_leaves(tmp_path: Path, data: Path) -> None:

@@ -97,6 +97,18 @@ def run(
 
 
 @train.command()
+def average(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="Trainings that began from one checkpoint")],
+    keep: Annotated[int, typer.Option(min=1, help="Checkpoints that stay in each")] = 4,
+) -> None:
+    """Average trainings that went on side by side from one checkpoint; each goes on from the average."""
+    with spoken_errors():
+        from recon_ros.training.averaging import average as write
+
+        typer.echo(f"averaged: step {write(runs, keep)}")
+
+
+@train.command()
 def evaluate(
     network: Network,
     held_out: Annotated[Path, typer.Option("--heldout", help="Shards that were not trained on")],
