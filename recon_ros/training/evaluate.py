@@ -48,10 +48,12 @@ def held_out_figures(scores: dict[str, float]) -> list[Figure]:
         Figure("share of pixels within a factor 1.25", scores["delta"], 0.90, more=True),
         Figure("AbsRel, one scale a sequence", scores["abs_rel_sequence"]),
         Figure("AbsRel, as predicted", scores["abs_rel_metric"]),
-        Figure("rotation error of a step, median, degrees", scores["rotation_deg"], 2.0),
-        Figure("rotation error of a step, mean, degrees", scores["rotation_deg_mean"]),
-        Figure("translation error of a step, median, share", scores["translation"], 0.05),
-        Figure("translation error of a step, mean, share", scores["translation_mean"]),
+        Figure("rotation error of a keyframe's step, median, degrees", scores["keyframe_rotation_deg"], 2.0),
+        Figure("rotation error of a frame's step, median, degrees", scores["rotation_deg"]),
+        Figure("rotation error of a frame's step, mean, degrees", scores["rotation_deg_mean"]),
+        Figure("translation error of a keyframe's step, median, share", scores["keyframe_translation"], 0.05),
+        Figure("translation error of a frame's step, median, share", scores["translation"]),
+        Figure("translation error of a frame's step, mean, share", scores["translation_mean"]),
         Figure("AbsRel of the more confident half, share of the rest's", scores["sure_to_unsure"], 0.6),
     ]
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recon_ros.networks.compact import Compact
+from recon_ros.networks.compact import NEW_VIEW, Compact
 from recon_ros.training.batches import Batch, Shards
 from recon_ros.training.losses import FARTHEST, NEAREST
 from recon_ros.training.unroll import encoded_of
@@ -73,6 +73,8 @@ class FrameErrors:
         sure, unsure: abs_rel of the more and the less confident half.
         rotation_deg, translation: error of the step from the frame before, degrees, and share of its length, at the
             sequence's scale; NaN for a first frame, and for steps too short to tell.
+        keyframe_rotation_deg, keyframe_translation: the same of the step from the keyframe before, where a frame is one
+            (`keyframes`); else NaN.
     """
 
     abs_rel: float
@@ -84,6 +86,25 @@ class FrameErrors:
     unsure: float
     rotation_deg: float
     translation: float
+    keyframe_rotation_deg: float
+    keyframe_translation: float
+
+
+def keyframes(depth: NDArray[np.float32], T_anchor_camera: NDArray) -> list[int]:
+    """Which frames show enough that is new, by the truth and the measure of the network's own memory.
+
+    Args:
+        depth: (F, H, W) metres, 0 or NaN for none.
+        T_anchor_camera: (F, 4, 4) true poses.
+    """
+    chosen = [0]
+    for t in range(1, len(depth)):
+        T = np.linalg.inv(T_anchor_camera[chosen[-1]].astype(np.float64)) @ T_anchor_camera[t]
+        known = depth[t][np.nan_to_num(depth[t]) > NEAREST]
+        typical = float(np.median(known)) if len(known) else 1.0
+        if np.linalg.norm(T[:3, 3]) / typical > NEW_VIEW[0] or (np.trace(T[:3, :3]) - 1) / 2 < NEW_VIEW[1]:
+            chosen.append(t)
+    return chosen
 
 
 def frame_errors(
@@ -102,6 +123,8 @@ def frame_errors(
     ratios = [depth[t][known[t]] / tracked.depth[t][known[t]] for t in range(len(depth))]
     filled = [ratio for ratio in ratios if len(ratio)]
     scale = float(np.median(np.concatenate(filled))) if filled else 1.0
+    chosen = keyframes(depth, T_anchor_camera)
+    before = dict(zip(chosen[1:], chosen[:-1], strict=True))
     errors = []
     for t, ratio in enumerate(ratios):
         if not len(ratio):
@@ -110,7 +133,8 @@ def frame_errors(
         # |s p − d| / d = |s / (d / p) − 1|
         relative = np.abs(own / ratio - 1)
         sure, unsure = _halves(relative, tracked.confidence[t][known[t]])
-        rotation, translation = _step_error(tracked.T_anchor_camera, T_anchor_camera, t, scale)
+        rotation, translation = _step_error(tracked.T_anchor_camera, T_anchor_camera, t - 1 if t else None, t, scale)
+        by_keyframe = _step_error(tracked.T_anchor_camera, T_anchor_camera, before.get(t), t, scale)
         errors.append(
             FrameErrors(
                 abs_rel=float(relative.mean()),
@@ -122,6 +146,8 @@ def frame_errors(
                 unsure=unsure,
                 rotation_deg=rotation,
                 translation=translation,
+                keyframe_rotation_deg=by_keyframe[0],
+                keyframe_translation=by_keyframe[1],
             )
         )
     return errors
@@ -135,12 +161,12 @@ def _halves(error: NDArray, confidence: NDArray) -> tuple[float, float]:
     return float(error[order[:half]].mean()), float(error[rest].mean())
 
 
-def _step_error(T: NDArray, truth: NDArray, t: int, scale: float) -> tuple[float, float]:
-    if t == 0:
+def _step_error(T: NDArray, truth: NDArray, start: int | None, t: int, scale: float) -> tuple[float, float]:
+    if start is None:
         return float("nan"), float("nan")
-    step = np.linalg.inv(T[t - 1]) @ T[t]
+    step = np.linalg.inv(T[start]) @ T[t]
     step[:3, 3] *= scale
-    true_step = np.linalg.inv(truth[t - 1].astype(np.float64)) @ truth[t]
+    true_step = np.linalg.inv(truth[start].astype(np.float64)) @ truth[t]
     turned = true_step[:3, :3].T @ step[:3, :3]
     angle = np.degrees(np.arctan2(np.linalg.norm(_axial(turned)), (np.trace(turned) - 1) / 2))
     length = float(np.linalg.norm(true_step[:3, 3]))
@@ -156,12 +182,10 @@ def _axial(R: NDArray) -> NDArray:
 def summary(errors: Sequence[FrameErrors]) -> dict[str, float]:
     """Means over frames, medians of the steps' errors, and how well confidence ranks (`sure_to_unsure`)."""
     table = {name: np.array([getattr(error, name) for error in errors]) for name in FrameErrors.__annotations__}
-    steps = np.isfinite(table["rotation_deg"])
-    far = np.isfinite(table["translation"])
     result = {name: _mean(table[name]) for name in ("abs_rel", "delta", "abs_rel_sequence", "abs_rel_metric")}
     result["sure_to_unsure"] = _mean(table["sure"]) / max(_mean(table["unsure"]), 1e-9)
-    for name, chosen in (("rotation_deg", steps), ("translation", far)):
-        values = table[name][chosen]
+    for name in ("rotation_deg", "translation", "keyframe_rotation_deg", "keyframe_translation"):
+        values = table[name][np.isfinite(table[name])]
         result[name] = float(np.median(values)) if len(values) else float("nan")
         result[f"{name}_mean"] = _mean(values)
     result["frames"] = float(len(errors))
