@@ -23,7 +23,7 @@ help:  ## this list
 setup:  ## .venv with everything the demo and the tests need (fast when nothing changed)
 	@scripts/setup.sh
 
-demo: setup  ## the live node on a recording: make demo [BAG=path] [DEPTH=1] [RGB=1] [ARGS="--rate 2"]
+demo: setup  ## the live node on a recording: make demo [BAG=path] [DEPTH=1] [ARGS="--rate 2"]
 	$(VENV)/bin/recon demo $(if $(BAG),--bag "$(BAG)") $(if $(RGB),--rgb) $(if $(DEPTH),--depth) --out $(OUT)/demo $(ARGS)
 
 test: setup lint  ## lint, types and all tests: make test [ARGS="-k name"]
