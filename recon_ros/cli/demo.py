@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from recon_ros.ros.rehearsal import Rehearsal
 
 COMPRESSED = ("/compressed", "/compressedDepth")
+LOADING_S = 30.0
+"""What a network is given to be loaded in, before the recording goes on without it."""
 
 
 class Demo:
@@ -107,7 +109,9 @@ class Demo:
                 node.check()
 
             assert reader.topics.image is not None
-            rehearsal.play(reader.raw_messages(wanted), reader.topics.image, len(reader), self._rate, advance)
+            patience_s = 0.0 if self._config.source == "depth" else LOADING_S
+            messages = reader.raw_messages(wanted)
+            rehearsal.play(messages, reader.topics.image, len(reader), self._rate, advance, patience_s)
             rehearsal.settle()
             record.sample_memory()
         return record

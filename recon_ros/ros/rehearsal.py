@@ -108,8 +108,12 @@ class Rehearsal:
         expected: int,
         rate: float,
         progress: Callable[[int], None],
+        patience_s: float = 0.0,
     ) -> None:
         """Publish the messages as they are, at `rate` times the speed they were recorded at.
+
+        A network is loaded for the size of the first image. So after the first one time may stand still until the node
+        has processed it.
 
         Args:
             messages: of advertised topics, in order of time.
@@ -117,6 +121,7 @@ class Rehearsal:
             expected: how many there are.
             rate: speed.
             progress: called with the number of images published so far.
+            patience_s: how long it stands still at most.
         """
         begin = self._begin = time.monotonic()
         first = None
@@ -124,11 +129,21 @@ class Rehearsal:
             first = time_ns if first is None else first
             self._spin_until(begin + (time_ns - first) / 1e9 / rate)
             if topic == image_topic:
+                if self.published == 1:
+                    begin += self._wait_for_the_first(patience_s, progress)
                 self._sent[_header_stamp(data)] = time.monotonic()
                 self.published += 1
                 progress(self.published)
                 self._peek(self.published / max(expected, 1))
             self._publishers[topic].publish(data)
+
+    def _wait_for_the_first(self, patience_s: float, progress: Callable[[int], None]) -> float:
+        """Seconds until the node has processed a frame, `patience_s` at most."""
+        start = time.monotonic()
+        while self.count("frames_processed") == 0 and time.monotonic() - start < patience_s:
+            self._executor.spin_once(timeout_sec=0.1)
+            progress(self.published)
+        return time.monotonic() - start
 
     def settle(self, quiet_s: float = 2.0, limit_s: float = 60.0) -> None:
         """Wait until the node has answered for all it received, or falls silent."""
