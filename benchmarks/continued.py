@@ -39,6 +39,8 @@ from recon_ros.reconstructor import Reconstructor
 HOLO_WALK = Path(__file__).parents[2] / "shared" / "data" / "holo_walk"
 MOST = 0.08
 """Error of the second session, metres."""
+ENOUGH = 0.9
+"""Share of its frames that have a place in the map of the first."""
 CONFIG = replace(Config(), source="depth")
 HEADER = ("cut after", "frames until found", "tracked", "first session", "second, in its frame", "both together")
 
@@ -50,7 +52,7 @@ class Result:
     Attributes:
         cut: frames of the first session.
         until_found: frames of the second before the camera was found; None when it never was.
-        tracked, frames: of the second session.
+        tracked, frames: of the second session, with a place in the map of the first, and all.
         first, second, both: with the alignment of the first, of the first, and of all.
     """
 
@@ -64,7 +66,7 @@ class Result:
 
     @property
     def is_good(self) -> bool:
-        return self.until_found is not None and self.second <= MOST
+        return self.until_found is not None and self.second <= MOST and self.tracked >= ENOUGH * self.frames
 
     def row(self) -> tuple[str, ...]:
         found = "never" if self.until_found is None else str(self.until_found)
@@ -118,15 +120,14 @@ def measure(bag: Path, cut: int) -> Result:
     one, one_true = associate(before, truth)
     T_truth_map = alignment(one, one_true)
     found = next((i for i, state in enumerate(states) if state is State.TRACKING), None)
-    tracked = sum(state is State.TRACKING for state in states)
-    if found is None or len(after) == 0:
-        return Result(cut, None, tracked, len(states), _rmse(one, one_true, T_truth_map), np.inf, np.inf)
+    if found is None or len(after) == 0:  # a submap that was not joined has no place in the map
+        return Result(cut, None, 0, len(states), _rmse(one, one_true, T_truth_map), 99.0, 99.0)
     two, two_true = associate(after, truth)
     all_, all_true = _joined(one, two), _joined(one_true, two_true)
     return Result(
         cut,
         found,
-        tracked,
+        len(after),
         len(states),
         _rmse(one, one_true, T_truth_map),
         _rmse(two, two_true, T_truth_map),

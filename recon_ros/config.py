@@ -84,7 +84,10 @@ class TrackingConfig:
     )
     reprojection_threshold: float = option(3.0, "RANSAC inlier threshold", range=(0.5, 20.0), unit="px", dynamic=True)
     depth_sigma: float = option(
-        0.01, "Relative standard deviation of depth in the pose refinement", range=(0.001, 1.0), dynamic=True
+        0.01,
+        "Relative standard deviation of depth, in the pose refinement and for telling whether two depths are the same",
+        range=(0.001, 1.0),
+        dynamic=True,
     )
     surface_sigma: float = option(
         0.02,

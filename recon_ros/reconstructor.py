@@ -31,14 +31,13 @@ from recon_ros.runtimes import AUTO, make_source, named
 from recon_ros.runtimes.step import StepRuntime
 from recon_ros.tracking.keyframes import Placed, keyframe_of
 from recon_ros.tracking.tracker import Track, Tracker
+from recon_ros.tracking.trust import as_good_as
 from recon_ros.tracking.view import View
 
 COVARIANCE_INFLATION = 25.0
 """Residuals of one frame share causes (calibration, blur, rolling shutter) that least squares takes for independent;
 measured on recordings, real errors are about five times the formal ones."""
 
-BENT = 0.05
-"""Relative error of depth above which surfaces are too bent to be registered with each other."""
 MIN_SIZE = 32
 """Shorter side of an image in which keypoints can be found, pixels."""
 
@@ -74,6 +73,8 @@ class Reconstructor(ReadableMap):
     _reference_id: int | None
     """The keyframe that the last frame with a pose hangs on."""
     _timings: dict[str, float]
+    _broken_off: bool
+    """Frames without a pose lie between here and the newest keyframe."""
     _newest: Placed | None
     """The last frame, while the camera is tracked."""
 
@@ -188,12 +189,14 @@ class Reconstructor(ReadableMap):
         if track is None:
             return None
         keyframe = None
+        self._broken_off |= self._tracker.was_interrupted
         is_known = track.reference_id in self._atlas.store
         if self._is_mapping and (not is_known or self._is_new(view, track)):
             keyframe = self._keyframe(view, frame, track.T_world_view)
             reference_id = track.reference_id if is_known else None
-            descriptor, uninterrupted = view.prediction.descriptor, not self._tracker.was_interrupted
+            descriptor, uninterrupted = view.prediction.descriptor, not self._broken_off
             self._atlas.add(keyframe, reference_id, track.information, descriptor, uninterrupted, frame.gravity)
+            self._broken_off = False
         reference = keyframe or self._atlas.store[track.reference_id]
         self._reference_id = reference.id
         T_reference_view = se3.inverse(reference.T_world_camera) @ track.T_world_view
@@ -362,6 +365,7 @@ class Reconstructor(ReadableMap):
         self._tracker = Tracker(self._tracking())
         self._frames_without_pose = 0
         self._reference_id = None
+        self._broken_off = True
         self._newest = None
 
     def keep_last_view(self) -> Keyframe | None:
@@ -379,8 +383,9 @@ class Reconstructor(ReadableMap):
             return None
         keyframe = self._keyframe(newest.view, newest.frame, reference.T_world_camera @ newest.T_reference_view)
         descriptor, information = newest.view.prediction.descriptor, newest.track.information
-        uninterrupted = not self._tracker.was_interrupted
+        uninterrupted, self._broken_off = not self._broken_off, False
         self._atlas.add(keyframe, reference.id, information, descriptor, uninterrupted, newest.frame.gravity)
+        self._atlas.store.stay_by(keyframe.id)
         self._atlas.path.hang_newest_on(keyframe)
         self._reference_id = keyframe.id
         self._newest = replace(newest, reference_id=keyframe.id, T_reference_view=np.eye(4))
@@ -419,13 +424,8 @@ class Reconstructor(ReadableMap):
         self._apply_to_map()
 
     def _tracking(self) -> TrackingConfig:
-        """The options of tracking, with a source's depth taken for as good as its card says; bent surfaces are not
-        registered.
-        """
-        tracking, error = self.config.tracking, self.source.card.depth_error
-        if error <= tracking.depth_sigma:
-            return tracking
-        return replace(tracking, depth_sigma=error, surface_sigma=0.0 if error > BENT else tracking.surface_sigma)
+        """The options of tracking, for depth as good as the source's card says."""
+        return as_good_as(self.config.tracking, self.source.card.depth_error)
 
     def _config_of_map(self) -> Config:
         """The configuration, with what `_tracking` makes of it: loops are verified as a lost camera is."""

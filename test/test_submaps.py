@@ -97,6 +97,29 @@ def test_what_does_not_meet_stays_apart() -> None:
     np.testing.assert_array_equal(r.map_cloud().points, first.map_cloud().points)
 
 
+def test_who_was_found_again_elsewhere_ties_nothing_to_where_they_were() -> None:
+    """From a submap back into the map, and then a keyframe: it is tied to what it was tracked against alone."""
+    r = Reconstructor(updated(Config(), OPTIONS | {"loops.enabled": False}))
+    steps = [*range(9), *[None] * 4, *[22] * 5, *range(22, 27)]
+    for number, step in enumerate(steps):
+        r.process(blank(number) if step is None else seen(step, number))
+    ids = [k.id for k in r.keyframes]
+    assert r._atlas.store.submap_of(ids[-1]) == 1
+    r.lose()
+    for i, step in enumerate((3, 4, 4)):
+        update = r.process(seen(step, len(steps) + i))
+        assert update.state is State.TRACKING and update.reference_id is not None
+        assert r._atlas.store.submap_of(update.reference_id) == 0
+    made = [k.id for k in r.keyframes if k.id not in ids]
+    kept = r.keep_last_view()
+    made += [] if kept is None else [kept.id]
+    assert made, "there is a keyframe in the map after the one in the submap"
+    edges = r.state_of_map().graph.edges
+    of_submap = {i for i in ids if r._atlas.store.submap_of(i) == 1}
+    assert not any(e["a"] in of_submap for e in edges if e["b"] in made)
+    assert r.submaps == 1
+
+
 def test_without_submaps_the_camera_stays_lost_until_it_is_found() -> None:
     r, updates, steps = carried_away(**{"tracking.submap_after": 0})
     assert updates[30].state is State.LOST

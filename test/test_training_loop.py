@@ -111,8 +111,13 @@ def test_trainings_side_by_side_become_one_again(tmp_path: Path, data: Path) -> 
             torch.testing.assert_close(mean[name], (4 * a[name] + 2 * b[name]) / 6)
         same = weights(two, 7, part)
         assert all(torch.equal(same[name], mean[name]) for name in mean)
+    with pytest.raises(NetworkError, match="since the last average"):
+        average([one, two])
     assert trainer(two, data, dataclasses.replace(SETTINGS, steps=8), resume=True).run()
-    assert checkpoints.latest(two / "checkpoints").name == "step_00000008"
+    average([one, two])
+    after, mean = weights(two, 8), weights(one, 9)
+    assert all(torch.equal(mean[name], after[name]) for name in mean), "one has done nothing since, and has no say"
+    assert [path.name for path in checkpoints.find_all(two / "checkpoints")][-1] == "step_00000009"
 
 
 def test_what_cannot_be_averaged_is_said(tmp_path: Path, data: Path) -> None:

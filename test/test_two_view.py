@@ -76,6 +76,7 @@ def test_depth_is_held_to_what_is_known_of_it(pair: tuple[Side, Side, np.ndarray
     assert verify(a, b) is None
     rough = VerifySettings(depth_sigma=0.15, surface_sigma=0.0)
     assert VerifySettings().depth_tolerance(a, b) == 0.05 and rough.depth_tolerance(a, b) == 0.3
+    assert VerifySettings(depth_sigma=0.9).depth_tolerance(a, b) == 0.3, "else nothing would contradict anything"
     verified = verify(a, b, rough)
     assert verified is not None and se3.is_valid(verified.T_a_b), "metres are metres: no scale is found along"
     assert_close(verified.T_a_b, T_a_b, 0.2, 0.05)  # 5 % of the depth of the room, half of what the two disagree by

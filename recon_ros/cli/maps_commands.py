@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recon_ros.config import Config, flatten, load_yaml, nested, updated
-from recon_ros.errors import ConfigError, ReconError
+from recon_ros.errors import ConfigError, NetworkError, ReconError
 from recon_ros.export.snapshot import FILES, Snapshot, write_snapshot, write_views
 from recon_ros.frame import Cloud
 from recon_ros.mapping import folder_swap
@@ -21,6 +22,8 @@ from recon_ros.mapping.folder import CONFIG, read_manifest, read_map
 from recon_ros.mapping.fusion import VoxelMap
 from recon_ros.mapping.map_data import MapData
 from recon_ros.mapping.merge import merge
+from recon_ros.networks.cards import find_card
+from recon_ros.tracking.trust import as_good_as
 
 
 def show_maps(folders: Sequence[Path]) -> bool:
@@ -81,7 +84,7 @@ def merge_maps(folders: Sequence[Path], out: Path, settings: list[str]) -> None:
     for folder in folders[1:]:
         other = read_map(folder)
         with _progress(str(folder), len(other.keyframes)) as report:
-            joined = merge(joined, other, config, report)
+            joined = merge(joined, other, _for_source(config, joined.source.name), report)
     written = write_snapshot(Snapshot(joined, _cloud(joined, config), nested(config)), out)
     Console().print(
         f"{written}: {len(joined.keyframes)} keyframes, {joined.believed_loops} loops", highlight=False, soft_wrap=True
@@ -96,6 +99,15 @@ def _config_of(folder: Path, settings: list[str]) -> Config:
     saved = load_yaml(folder_swap.find(folder.expanduser().absolute()) / CONFIG)
     config = updated(Config(), {name: value for name, value in saved.items() if name in known})
     return updated(config, settings_of(settings))
+
+
+def _for_source(config: Config, name: str) -> Config:
+    """The options with depth taken for as good as a source's card says, where there is one here."""
+    try:
+        card = find_card(name)
+    except NetworkError:
+        return config
+    return replace(config, tracking=as_good_as(config.tracking, card.depth_error))
 
 
 def _cloud(data: MapData, config: Config) -> Cloud:

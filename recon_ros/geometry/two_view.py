@@ -52,8 +52,10 @@ AGREEMENT = 0.03
 """Largest difference of the two directions: of translations relative to the median depth, of angles in radians."""
 DEPTH_TOLERANCE, DEPTH_TOLERANCE_OF_NETWORKS = 0.05, 0.15
 """Relative difference up to which two depths are the same (the second is an assumption, the first is measured)."""
-DEPTH_SIGMAS = 2.0
-"""The same in standard deviations, where a source's depth is that bad."""
+DEPTH_SIGMAS, MOST_TOLERANCE = 2.0, 0.3
+"""The same in standard deviations, where a source's depth is that bad; and at most, because with more nothing would
+contradict anything.
+"""
 MAX_CONTRADICTION = 0.025
 """Largest share of points that would stand in front of what the other camera sees behind them."""
 PROBE_POINTS, MIN_PROBED = 2000, 50
@@ -103,7 +105,7 @@ class VerifySettings:
     def depth_tolerance(self, a: Side, b: Side) -> float:
         """Relative difference up to which a depth of each side are the same."""
         usual = DEPTH_TOLERANCE if _both_metric(a, b) else DEPTH_TOLERANCE_OF_NETWORKS
-        return max(usual, DEPTH_SIGMAS * self.depth_sigma)
+        return max(usual, min(DEPTH_SIGMAS * self.depth_sigma, MOST_TOLERANCE))
 
 
 DEFAULTS = VerifySettings()

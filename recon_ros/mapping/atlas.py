@@ -202,7 +202,7 @@ class Atlas:
         self.graph.add_node(keyframe.id, keyframe.T_world_camera, down if self.is_level else None)
         if reference_id is not None:
             self._tie(reference_id, keyframe, information, "odometry")
-            if uninterrupted and previous is not None and previous != reference_id and previous in self.store:
+            if uninterrupted and previous is not None and self._is_beside(previous, reference_id, submap):
                 self._tie(previous, keyframe, information, "covisible")
         if self.config.loops.enabled:
             alike = candidates(keyframe, self.store, self.places, self.config.loops, descriptor)
@@ -210,6 +210,12 @@ class Atlas:
             self._plumb(down)
         self._draw(keyframe)  # last, because who draws it competes with this thread
         self._prune()
+
+    def _is_beside(self, previous: int, reference_id: int, submap: int) -> bool:
+        """Whether the newest keyframe is another than the reference, and of the same submap: who was found again
+        elsewhere has not come here from there.
+        """
+        return previous != reference_id and previous in self.store and self.store.submap_of(previous) == submap
 
     def _draw(self, keyframe: Keyframe) -> None:
         """Have a keyframe's points in the cloud where it is. Those of a submap wait until its place is known."""

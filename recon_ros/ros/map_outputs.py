@@ -37,7 +37,7 @@ class MapOutputs:
         self._path = PathBuilder(config.map_frame, config.path_max_size)
         self._updates = MapUpdates()
         self._epoch = 0
-        self._published: dict[str, tuple[int, int, int]] = {}
+        self._published: dict[str, tuple[int, int, int, int]] = {}
         self.last_stamp_ns = 0
 
     def turn(self) -> None:
@@ -82,7 +82,9 @@ class MapOutputs:
         if not (self._has_begun and self._outputs.wanted(topic)):
             return False
         frames = self._statistics.counts["processed"] if topic is interface.PATH else 0
-        version = (self._epoch, self._reconstructor.map_version, frames)
+        # The cloud's version follows when somebody has drawn it; keyframes are there before that.
+        keyframes = len(self._reconstructor.keyframes) if topic is interface.KEYFRAMES else 0
+        version = (self._epoch, self._reconstructor.map_version, frames, keyframes)
         if self._published.get(topic.name) == version:
             return False
         self._published[topic.name] = version

@@ -15,6 +15,9 @@ from recon_ros.errors import NetworkError
 from recon_ros.training import checkpoints
 from recon_ros.training.checkpoints import PARTS, Checkpoint
 
+AVERAGED = "averaged_at.txt"
+"""Of a run's folder: the step of the last average."""
+
 
 def average(runs: Sequence[Path], keep: int = 4) -> int:
     """Write the average of the runs' newest checkpoints into each, weighed by their steps since the last time.
@@ -31,7 +34,7 @@ def average(runs: Sequence[Path], keep: int = 4) -> int:
         The step of the new checkpoint.
 
     Raises:
-        NetworkError: fewer than two runs, a run without a checkpoint, or networks that differ.
+        NetworkError: fewer than two runs, a run without a checkpoint, networks that differ, or nothing new in any.
     """
     if len(runs) < 2:
         raise NetworkError(f"an average is of two runs or more, not of {len(runs)}")
@@ -39,28 +42,34 @@ def average(runs: Sequence[Path], keep: int = 4) -> int:
     newest = [checkpoints.read(checkpoints.latest(root)) for root in roots]
     if any(checkpoint.settings["network"] != newest[0].settings["network"] for checkpoint in newest):
         raise NetworkError(f"{', '.join(map(str, runs))} are trainings of different networks")
-    began = _last_common_step(roots)
-    steps = [max(checkpoint.progress.step - began, 1) for checkpoint in newest]
+    began = _last_average(runs)
+    steps = [max(checkpoint.progress.step - began, 0) for checkpoint in newest]
+    if not any(steps):
+        raise NetworkError(f"none of {', '.join(map(str, runs))} has learned anything since the last average")
     shares = [count / sum(steps) for count in steps]
     farthest = max((checkpoint.progress for checkpoint in newest), key=lambda progress: progress.step)
     progress = replace(farthest, step=farthest.step + 1, seconds=max(c.progress.seconds for c in newest))
-    for root, checkpoint in zip(roots, newest, strict=True):
+    for run, root, checkpoint in zip(runs, roots, newest, strict=True):
         tensors = {part: _mean([c.tensors[part] for c in newest], shares) for part in PARTS}
         checkpoints.write(root, Checkpoint(progress, checkpoint.settings, tensors), keep)
+        (run / AVERAGED).write_text(f"{progress.step}\n", encoding="utf-8")
     return progress.step
 
 
-def _last_common_step(roots: Sequence[Path]) -> int:
-    """Of the newest checkpoint that all have besides their newest; 0 when there is none."""
-    steps = [{int(path.name[5:]) for path in checkpoints.find_all(root)[:-1]} for root in roots]
-    return max(set.intersection(*steps), default=0)
+def _last_average(runs: Sequence[Path]) -> int:
+    """The step of the checkpoint that all began from; before the first average, the newest that all have."""
+    try:
+        return max(int((run / AVERAGED).read_text(encoding="utf-8")) for run in runs)
+    except (OSError, ValueError):
+        steps = [{int(path.name[5:]) for path in checkpoints.find_all(run / "checkpoints")[:-1]} for run in runs]
+        return max(set.intersection(*steps), default=0)
 
 
 def _mean(parts: Sequence[dict], shares: Sequence[float]) -> dict:
-    names = sorted(set().union(*parts))
+    names = sorted(set().union(*(part for part, share in zip(parts, shares, strict=True) if share > 0)))
     mean = {}
     for name in names:
-        having = [(part[name], share) for part, share in zip(parts, shares, strict=True) if name in part]
+        having = [(part[name], share) for part, share in zip(parts, shares, strict=True) if name in part and share > 0]
         total = sum(share for _, share in having)
         mean[name] = sum(tensor.float() * (share / total) for tensor, share in having).to(having[0][0].dtype)
     return mean
