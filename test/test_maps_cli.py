@@ -11,6 +11,8 @@ from test_reconstructor import FAST, FRAMES, pose
 from typer.testing import CliRunner
 
 from recon_ros.cli.main import app
+from recon_ros.cli.maps_commands import _for_source
+from recon_ros.config import Config
 from recon_ros.datasets.bag_writer import write_bag
 from recon_ros.export.ply import read_ply
 from recon_ros.export.snapshot import FILES
@@ -83,3 +85,9 @@ def test_merge_joins_maps_or_says_why_not(folder: Path, tmp_path: Path) -> None:
     count = len(read_map(folder / "map1").keyframes) + len(read_map(folder / "map2").keyframes)
     assert len(joined.keyframes) == count and f"{count} keyframes" in said
     assert "two maps at least" in recon("map", "merge", folder / "map1", "--out", tmp_path / "x", code=1)
+
+
+@pytest.mark.parametrize(("source", "sigma", "surface"), [("recon_compact", 0.15, 0.0), ("depth", 0.01, 0.02)])
+def test_maps_are_joined_with_depth_as_good_as_their_source_says(source: str, sigma: float, surface: float) -> None:
+    tracking = _for_source(Config(), source).tracking
+    assert (tracking.depth_sigma, tracking.surface_sigma) == (sigma, surface)
