@@ -24,7 +24,7 @@ setup:  ## .venv with everything the demo and the tests need (fast when nothing 
 	@scripts/setup.sh
 
 demo: setup  ## the live node on a recording: make demo [BAG=path] [DEPTH=1] [ARGS="--rate 2"]
-	$(VENV)/bin/recon demo $(if $(BAG),--bag "$(BAG)") $(if $(RGB),--rgb) $(if $(DEPTH),--depth) --out $(OUT)/demo $(ARGS)
+	$(VENV)/bin/recon demo $(if $(BAG),--bag "$(BAG)") $(if $(DEPTH),--depth) --out $(OUT)/demo $(ARGS)
 
 test: setup lint  ## lint, types and all tests: make test [ARGS="-k name"]
 	@# An own domain, so that nodes running on this machine do not meet the tests' nodes.

@@ -24,19 +24,18 @@ import typer
 from rich.console import Console
 
 from benchmarks import readme
+from benchmarks.inputs import HOLO_WALK
 from benchmarks.machine import Machine
 from recon_ros.config import Config, nested
 from recon_ros.datasets.rosbag import BagReader
 from recon_ros.errors import ReconError
-from recon_ros.evaluation.trajectory import alignment, associate
+from recon_ros.evaluation.trajectory import alignment, associate, evaluate_trajectory, position_errors
 from recon_ros.export.snapshot import Snapshot, write_snapshot
 from recon_ros.export.tum import read_tum
 from recon_ros.frame import State, Trajectory
-from recon_ros.geometry import se3
 from recon_ros.mapping.folder import read_map
 from recon_ros.reconstructor import Reconstructor
 
-HOLO_WALK = Path(__file__).parents[2] / "shared" / "data" / "holo_walk"
 MOST = 0.08
 """Error of the second session, metres."""
 ENOUGH = 0.9
@@ -117,31 +116,17 @@ def measure(bag: Path, cut: int) -> Result:
             raise ReconError(f"the first session ended by itself, with exit code {process.exitcode}")
         before = read_tum(folder / "trajectory.tum")
         states, after = second_session(bag, cut, folder)
-    one, one_true = associate(before, truth)
-    T_truth_map = alignment(one, one_true)
+    first = evaluate_trajectory(before, truth)["se3_rmse"]
     found = next((i for i, state in enumerate(states) if state is State.TRACKING), None)
     if found is None or len(after) == 0:  # a submap that was not joined has no place in the map
-        return Result(cut, None, 0, len(states), _rmse(one, one_true, T_truth_map), 99.0, 99.0)
-    two, two_true = associate(after, truth)
-    all_, all_true = _joined(one, two), _joined(one_true, two_true)
-    return Result(
-        cut,
-        found,
-        len(after),
-        len(states),
-        _rmse(one, one_true, T_truth_map),
-        _rmse(two, two_true, T_truth_map),
-        _rmse(all_, all_true, alignment(all_, all_true)),
-    )
+        return Result(cut, None, 0, len(states), first, 99.0, 99.0)
+    off = position_errors(*associate(after, truth), alignment(*associate(before, truth)))
+    both = evaluate_trajectory(_joined(before, after), truth)["se3_rmse"]
+    return Result(cut, found, len(after), len(states), first, float(np.sqrt(np.mean(off**2))), both)
 
 
 def _joined(a: Trajectory, b: Trajectory) -> Trajectory:
     return Trajectory(np.concatenate([a.stamps_ns, b.stamps_ns]), np.concatenate([a.poses, b.poses]))
-
-
-def _rmse(estimate: Trajectory, truth: Trajectory, T_truth_estimate: np.ndarray) -> float:
-    off = se3.transform(T_truth_estimate, estimate.positions) - truth.positions
-    return float(np.sqrt(np.square(off).sum(axis=1).mean()))
 
 
 def main(

@@ -199,9 +199,9 @@ class Reconstructor(ReadableMap):
             self._broken_off = False
         reference = keyframe or self._atlas.store[track.reference_id]
         self._reference_id = reference.id
-        T_reference_view = se3.inverse(reference.T_world_camera) @ track.T_world_view
-        self._newest = Placed(view, frame, track, reference.id, T_reference_view)
-        T_reference_camera = se3.inverse(reference.T_world_camera) @ track.T_world_camera
+        T_reference_world = se3.inverse(reference.T_world_camera)
+        self._newest = Placed(view, frame, track, reference.id, T_reference_world @ track.T_world_view)
+        T_reference_camera = T_reference_world @ track.T_world_camera
         self._atlas.path.append(frame.stamp_ns, reference.id, T_reference_camera, track.T_world_camera)
         self._atlas.store.stay_by(reference.id)
         return keyframe

@@ -98,8 +98,7 @@ def demo(
         typer.Option(help="Recording to play; a synthetic warehouse when not given", show_default=False),
     ] = None,
     depth: Annotated[
-        bool,
-        typer.Option("--depth/--rgb", help="Use the recording's depth, or let a network see the colour image only"),
+        bool, typer.Option("--depth", help="Use the recording's depth; else a network sees the colour image only")
     ] = False,
     rate: Annotated[float, typer.Option(min=0.01, max=100, help="Speed of playing")] = 1.0,
     config: ConfigFile = None,

@@ -41,6 +41,7 @@ class View:
         self._detector = detector
         self._mask = mask
         self._fine = image if fine is None else fine
+        self._finer = len(self._fine) // len(image)
 
     @cached_property
     def points(self) -> NDArray[np.float32]:
@@ -58,15 +59,16 @@ class View:
     def features(self) -> Features:
         """Keypoints, located where the smoothed depth knows one."""
         pixels, descriptors = self._detector(self._fine, self._fine_mask)
-        n = len(self._fine) // len(self.image)
-        pixels = (pixels + np.float32(0.5)) / np.float32(n) - np.float32(0.5) if n > 1 else pixels
+        if self._finer > 1:
+            pixels = (pixels + np.float32(0.5)) / np.float32(self._finer) - np.float32(0.5)
         points = self.camera.unproject(pixels, pointmap.sample(self.depth, pixels)) if len(pixels) else pixels
         return Features(pixels, descriptors, points.astype(np.float32).reshape(-1, 3))
 
     @property
     def _fine_mask(self) -> NDArray[np.bool_] | None:
-        n = len(self._fine) // len(self.image)
-        return self._mask if self._mask is None or n == 1 else self._mask.repeat(n, axis=0).repeat(n, axis=1)
+        if self._mask is None or self._finer == 1:
+            return self._mask
+        return self._mask.repeat(self._finer, axis=0).repeat(self._finer, axis=1)
 
     @cached_property
     def tree(self) -> cKDTree:

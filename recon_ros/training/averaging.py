@@ -49,8 +49,8 @@ def average(runs: Sequence[Path], keep: int = 4) -> int:
     shares = [count / sum(steps) for count in steps]
     farthest = max((checkpoint.progress for checkpoint in newest), key=lambda progress: progress.step)
     progress = replace(farthest, step=farthest.step + 1, seconds=max(c.progress.seconds for c in newest))
+    tensors = {part: _mean([checkpoint.tensors[part] for checkpoint in newest], shares) for part in PARTS}
     for run, root, checkpoint in zip(runs, roots, newest, strict=True):
-        tensors = {part: _mean([c.tensors[part] for c in newest], shares) for part in PARTS}
         checkpoints.write(root, Checkpoint(progress, checkpoint.settings, tensors), keep)
         (run / AVERAGED).write_text(f"{progress.step}\n", encoding="utf-8")
     return progress.step

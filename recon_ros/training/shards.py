@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -91,18 +91,20 @@ def sequence(seed: int, frames: int = 12, width: int = 256, height: int = 192, d
 
 def _lit(number: int, textures: NDArray[np.uint8], layout: Scene, rng: np.random.Generator, device: str) -> Any:
     """The scene with its light; the textures of one pool are prepared once."""
-    key = (number, device)
     if device:
         from recon_ros.training.render_gpu import Textures, TorchScene
 
-        if key not in _LAST_ATLAS:
-            _LAST_ATLAS.clear()
-            _LAST_ATLAS[key] = Textures(textures, device)
-        return TorchScene(layout.quads, _LAST_ATLAS[key], layout.lights, rng, device)
+        prepared = _prepared((number, device), lambda: Textures(textures, device))
+        return TorchScene(layout.quads, prepared, layout.lights, rng, device)
+    return LitScene(layout.quads, _prepared((number, device), lambda: Atlas(textures)), layout.lights, rng)
+
+
+def _prepared(key: tuple[int, str], make: Callable[[], Any]) -> Any:
+    """What a renderer makes of a pool's textures; the last pool's is kept."""
     if key not in _LAST_ATLAS:
         _LAST_ATLAS.clear()
-        _LAST_ATLAS[key] = Atlas(textures)
-    return LitScene(layout.quads, _LAST_ATLAS[key], layout.lights, rng)
+        _LAST_ATLAS[key] = make()
+    return _LAST_ATLAS[key]
 
 
 def generate(
